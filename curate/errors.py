@@ -1,0 +1,134 @@
+"""Errors, named by their consequence, and the codes of samples that failed.
+
+CurateError                  has a place, a message and perhaps a hint; never a traceback for the user
+|-- InputError        2      the caller's input is wrong; nothing was written
+|   |-- UnknownName   2      a name that is not there; says what is, and the nearest match
+|   `-- Busy          2      another process holds what would be written
+|-- PartError         3      costs one part; the run goes on and names it at the end
+|-- StopError         1      the machine stops the run: full disk, no memory, a dead dependency
+`-- SampleError       -      costs one row: becomes its error code, never reaches the user as an exception
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+
+class CurateError(Exception):
+    """Base of all errors of this package: *where: what is wrong*, and a hint that mends it.
+
+    `exit_code` is what the command line exits with.
+    """
+
+    exit_code = 1
+
+    def __init__(self, where: str, what: str, *, hint: str | None = None) -> None:
+        super().__init__(where, what)
+        self.where = where
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickled across processes: keyword-only arguments would be lost by the default
+        return _rebuild, (type(self), dict(self.__dict__))
+
+
+def _rebuild(cls: type[CurateError], state: dict[str, Any]) -> CurateError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, state["where"], state["what"])
+    error.__dict__.update(state)
+    return error
+
+
+class InputError(CurateError):
+    """The caller's input is wrong; nothing was written."""
+
+    exit_code = 2
+
+
+class UnknownName(InputError):
+    """A name that is not there; the message lists what is, the hint names the nearest."""
+
+    def __init__(
+        self, where: str, kind: str, name: str, known: Iterable[str], *, hint: str | None = None
+    ) -> None:
+        found = sorted(known)
+        close = nearest(name, found)
+        listed = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
+        super().__init__(
+            where,
+            f"no {kind} {name!r} (found: {listed or 'none'})",
+            hint=f"did you mean {close!r}?" if close else hint,
+        )
+
+
+class Busy(InputError):
+    """Another process holds what this command would write."""
+
+
+class PartError(CurateError):
+    """Costs one part; the run goes on, names it at the end and exits 3."""
+
+    exit_code = 3
+
+
+class StopError(CurateError):
+    """The machine stops the run: a full disk, no memory, a worker that cannot start."""
+
+
+class SampleError(CurateError):
+    """Costs one row: `code` becomes the sample's error code, `what` its error message."""
+
+    def __init__(self, code: str, what: str) -> None:
+        super().__init__(code, what)
+        self.code = code
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The entry of `known` that is most like `name`, or None where nothing is near."""
+    names = list(known)
+    folded = {n.casefold(): n for n in names}
+    close = get_close_matches(name.casefold(), folded, n=1, cutoff=0.55)
+    return folded[close[0]] if close else None
+
+
+ERROR_CODES: dict[str, str] = {
+    # asking for it
+    "no_url": "the list has no URL for this sample",
+    "bad_url": "the URL cannot be parsed",
+    "bad_scheme": "the URL is neither http nor https",
+    "private_address": "the host, or one it redirects to, has a private, loopback or link-local address",
+    # reaching it
+    "dns": "the host name did not resolve",
+    "tls": "the certificate or the TLS handshake was refused",
+    "refused": "the host refused the connection or could not be reached",
+    "reset": "the connection broke before the body was complete",
+    "timeout": "a connect, idle or total deadline passed",
+    "too_many_redirects": "more redirects than allowed",
+    "http_NNN": "the server answered with this status",
+    "opted_out": "the server asks not to be used for training (X-Robots-Tag)",
+    # what came
+    "too_large": "more bytes than the limit",
+    "empty": "a body of zero bytes",
+    "hash_mismatch": "the bytes are not those the list names",
+    "not_an_image": "no image format known to the decoder",
+    "bad_image": "an image that does not decode to its end",
+    "too_many_pixels": "more pixels than the limit, read from the header",
+    "too_small": "the shorter side is under --min-image-size",
+    "bad_aspect": "the aspect ratio is over --max-aspect-ratio",
+    "encode_failed": "the resized image could not be encoded",
+    # the caption
+    "no_caption": "the sample has no caption",
+    "bad_caption": "the caption's bytes are not UTF-8",
+    # where a score is wanted
+    "not_downloaded": "the image is not in this pool",
+    "no_value": "the column is null or NaN for this sample",
+    "not_asked": "the score was asked for other rows only",
+    "bad_metadata": "a metadata value that the stage needs is missing or of the wrong kind",
+}
+"""Every error code a table may hold, and its meaning (`http_NNN` stands for http_404 and its kin)."""

@@ -1,0 +1,394 @@
+"""All that a filter sees of the machine. Filters import this module and nothing else of `curate`.
+
+A filter is one frozen dataclass in one file: its fields are its settings. A *judge* puts a condition on each
+sample; a *sampler* chooses among the samples that the rules above it left. Either says what it reads in
+`needs()`; the machine finds that or makes it. A *scorer* computes stored columns, one row per sample.
+
+    @dataclass(frozen=True)
+    class Longer(Judge):
+        '''Keep samples whose caption has at least `words` words.'''
+
+        reasons = {"caption_words": "the caption has {value:.0f} words, under {words}"}
+        words: int = setting(3, "fewest whitespace-separated words")
+
+        def needs(self):
+            return [Column("caption")]
+
+        def keep(self, pool):
+            return {"caption_words": words(pl.col("caption")) >= self.words}
+
+Neither opens a path, loops over parts, prints, or catches what it does not understand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from curate.errors import InputError, SampleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import polars as pl
+    from PIL.Image import Image
+    from typing_extensions import Self
+
+__all__ = [
+    "Batch",
+    "Column",
+    "Draw",
+    "Facts",
+    "File",
+    "Figures",
+    "Filter",
+    "Images",
+    "InputError",
+    "Judge",
+    "Left",
+    "Need",
+    "Neighbours",
+    "Sampler",
+    "SampleError",
+    "Score",
+    "Scorer",
+    "Similarity",
+    "Vectors",
+    "asset",
+    "chance",
+    "setting",
+    "settings_of",
+    "text_encoder",
+]
+
+
+# --- settings -------------------------------------------------------------------------------------------
+
+
+def setting(default: Any, help: str, *, choices: Sequence[str] = ()) -> Any:
+    """A field of a filter or scorer: its default, one line of help with unit and range, allowed words."""
+    return field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that a setting names. Its sha256, not its path, enters fingerprints."""
+
+    path: Path
+    sha256: str
+
+    @classmethod
+    def at(cls, path: str | Path) -> File:
+        """The file at `path`, hashed. Raises InputError where it cannot be read."""
+        path = Path(path).expanduser()
+        try:
+            with path.open("rb") as stream:
+                digest = hashlib.sha256()
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise InputError(str(path), f"cannot be read ({error.strerror or error})") from error
+        return cls(path, digest.hexdigest())
+
+    def read_text(self) -> str:
+        """The file's text, UTF-8. Raises InputError where it is not."""
+        try:
+            return self.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(str(self.path), f"is not UTF-8 text (byte {error.start})") from error
+
+    def read_bytes(self) -> bytes:
+        """The file's bytes."""
+        return self.path.read_bytes()
+
+
+def asset(name: str) -> File:
+    """The published asset of this name, from `$CURATE_ASSETS`, the cache, or fetched with its pinned sha256.
+
+    Raises InputError that says how to give the file where there is no network.
+    """
+    from curate import assets
+
+    return File(*assets.find(name))
+
+
+def text_encoder(model: str, device: str = "cpu") -> Callable[[Sequence[str]], npt.NDArray[np.float32]]:
+    """A function from texts to their L2-normalised vectors (rows x dim) by `model`, for zero-shot scorers."""
+    from curate import models
+
+    return models.load(models.parse(model), device=device).encode_texts
+
+
+def settings_of(thing: Any) -> dict[str, Any]:
+    """The settings of a filter or scorer as JSON values: a file is its sha256, a nested scorer its settings."""
+    return {f.name: _plain(getattr(thing, f.name)) for f in fields(thing)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, File):
+        return {"sha256": value.sha256}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__qualname__, **settings_of(value)}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return value
+
+
+# --- what a filter or scorer reads ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the samples under the machine's name: uid, url, caption, original_width, original_height,
+    width, height, sha256, status, ... or one of the list's own."""
+
+    name: str
+    _: KW_ONLY
+    optional: bool = False
+    """An absent column is all null instead of an error."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The stored columns of a scorer, under the names that it gives them."""
+
+    scorer: Scorer
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The image-text cosine of one model, as column `similarity` (float32, -1..1, higher is better).
+
+    `source` is where the numbers come from, one for the whole pool: `column` (published with the metadata),
+    `published` (from published vectors), `own` (from vectors that `curate embed` made); None takes the first
+    of these that covers every part.
+    """
+
+    model: str
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The L2-normalised embeddings of one model; `side` is `image` or `text`."""
+
+    model: str
+    side: str
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """All pairs of samples whose vectors have a cosine of at least `threshold`."""
+
+    model: str
+    threshold: float
+    side: str = "image"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded pixels: the scorer's `prepare` runs on each in the decode processes."""
+
+
+Need = Column | Score | Similarity | Vectors | Neighbours | Images
+
+
+# --- what the machine answers ---------------------------------------------------------------------------
+
+
+class Facts(Protocol):
+    """What a filter may know of the pool before it says what it needs."""
+
+    @property
+    def n(self) -> int:
+        """The number of samples."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models whose embeddings or similarities the pool has."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The names of the samples' columns."""
+
+    def model(self, rule: str, *, among: Sequence[str] = ()) -> str:
+        """The model a rule takes when its user named none: ViT-L-14/openai where the pool has it, else the
+        pool's only model, else (none yet) ViT-L-14/openai; with `among`, only those count.
+
+        Raises InputError listing the models where there are several others.
+        """
+
+
+class Figures(Protocol):
+    """Answers of the whole pool, or with `among=left` of what the rules above left, for a judge.
+
+    Nulls do not rank but count in `n`.
+    """
+
+    @property
+    def n(self) -> int:
+        """The number of samples that figures are taken over."""
+
+    def nth_largest(self, value: pl.Expr, n: int) -> float | None:
+        """The value at 0-based rank `n` of the descending order; None where fewer have one."""
+
+    def quantile(self, value: pl.Expr, q: float) -> float | None:
+        """The `q`-quantile (linear interpolation) of the values; None where none has one."""
+
+    def mean(self, value: pl.Expr) -> float | None:
+        """The mean of the values; None where none has one."""
+
+    def top(self, value: pl.Expr, n: int) -> pl.Expr:
+        """True for exactly the `n` largest (fewer where fewer have a value), ties by lowest uid; null for
+        samples without a value."""
+
+
+class Left(Protocol):
+    """The samples that the rules above left, in uid order, for a sampler. Row i is the same sample throughout."""
+
+    @property
+    def n(self) -> int:
+        """How many are left."""
+
+    @property
+    def pool_n(self) -> int:
+        """How many the pool has."""
+
+    def frame(self) -> pl.LazyFrame:
+        """Column `uid` and the columns that were asked for; a null is a value that is not there."""
+
+    def vectors(
+        self, model: str, side: str
+    ) -> tuple[npt.NDArray[np.bool_], Iterator[npt.NDArray[np.float32]]]:
+        """Which rows have a vector, and all rows (zeros where none) as consecutive blocks, float32."""
+
+    def neighbours(
+        self, model: str, threshold: float, side: str = "image"
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Pairs of rows (i < j) with cosine >= threshold, sorted by (i, j), and their cosines."""
+
+    def chance(self, seed: int) -> npt.NDArray[np.float64]:
+        """A number in [0, 1) a row that depends on (uid, seed) alone: the same in any order, nested."""
+
+
+# --- the plug-ins ---------------------------------------------------------------------------------------
+
+
+class Filter:
+    """Base of judges and samplers."""
+
+    reasons: ClassVar[Mapping[str, str]]
+    """Each reason for a drop and its sentence, formatted with the settings, {value} and {of} (a uid)."""
+
+    def settle(self, pool: Facts) -> Self:
+        """A copy with the settings that depend on the pool filled in (a default model, an asset's file)."""
+        return self
+
+    def needs(self) -> Sequence[Need]:
+        """What is read, from the settings."""
+        raise NotImplementedError
+
+
+class Judge(Filter):
+    """Puts a condition on each sample, whatever the others are."""
+
+    def keep(self, pool: Figures) -> dict[str, pl.Expr]:
+        """Reason to stay-condition, cheapest first. The first that is false is the reason of the drop; a null
+        leaves the sample unjudged unless another condition is false."""
+        raise NotImplementedError
+
+    def values(self) -> dict[str, pl.Expr]:
+        """Reason to the number that the sentence shows; reasons without one are left out."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A sampler's choice among the rows of `left`, all arrays of that length."""
+
+    copies: npt.NDArray[np.uint16]
+    """How often each sample is taken; 0 drops it."""
+    reason: str | npt.NDArray[np.str_]
+    """Why a row with 0 copies was dropped; one for all, or one a row."""
+    _: KW_ONLY
+    value: npt.NDArray[np.float32] | None = None
+    of: npt.NDArray[np.int64] | None = None
+    """The row that the reason speaks of (the copy that stayed), -1 for none."""
+    unjudged: npt.NDArray[np.bool_] | None = None
+    """Rows that could not be judged: not taken, and not a drop."""
+
+
+class Sampler(Filter):
+    """Chooses among the samples left."""
+
+    def draw(self, left: Left) -> Draw:
+        """The choice; chance only through `left.chance`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows for a scorer, all of which have everything that it needs."""
+
+    uid: Sequence[str]
+    columns: Mapping[str, Sequence[Any]]
+    vectors: Mapping[tuple[str, str], npt.NDArray[np.float32]]
+    """(model, side) to rows x dim, L2-normalised."""
+    images: Sequence[npt.NDArray[Any]]
+    """What `prepare` made of each image."""
+
+    def __len__(self) -> int:
+        return len(self.uid)
+
+
+Compute = Callable[[Batch], Mapping[str, Any]]
+
+
+class Scorer:
+    """Computes stored columns, one row per sample, none dropped. A frozen dataclass; fields are its settings.
+
+    `name` and `version` name the folder; `version` is raised whenever the numbers may change. `columns` says
+    what is written: name to a polars type name (`Float32`, `String`, `List(String)`, ...).
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    columns: ClassVar[Mapping[str, str]]
+    rows: ClassVar[int] = 1024
+    """Rows in a batch; batches are cut at fixed rows inside a part."""
+
+    def needs(self) -> Sequence[Need]:
+        """Column, Vectors and Images that a batch holds."""
+        raise NotImplementedError
+
+    def open(self, device: str) -> Compute:
+        """Load weights or assets, once per worker; the function from a batch to its columns.
+
+        Raise SampleError inside `prepare` for one bad image; anything else fails the part.
+        """
+        raise NotImplementedError
+
+    def prepare(self, image: Image) -> npt.NDArray[Any]:
+        """One decoded RGB image made ready, in a decode process (keep torch out of it)."""
+        raise NotImplementedError
+
+
+def chance(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each 128-bit uid (its two halves), by splitmix64 over (uid, seed)."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        x = high ^ (np.uint64(seed & 0xFFFFFFFFFFFFFFFF) * np.uint64(0x9E3779B97F4A7C15))
+        for word in (low, np.uint64(0x94D049BB133111EB)):
+            x = x + np.uint64(0x9E3779B97F4A7C15)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = (x ^ (x >> np.uint64(31))) ^ word
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = x ^ (x >> np.uint64(27))
+    return np.asarray((x >> np.uint64(11)).astype(np.float64) / float(1 << 53))
