@@ -42,8 +42,8 @@ __all__ = [
     "Column",
     "Draw",
     "Facts",
-    "File",
     "Figures",
+    "File",
     "Filter",
     "Images",
     "InputError",
@@ -51,8 +51,8 @@ __all__ = [
     "Left",
     "Need",
     "Neighbours",
-    "Sampler",
     "SampleError",
+    "Sampler",
     "Score",
     "Scorer",
     "Similarity",
@@ -123,7 +123,7 @@ def text_encoder(model: str, device: str = "cpu") -> Callable[[Sequence[str]], n
 
 
 def settings_of(thing: Any) -> dict[str, Any]:
-    """The settings of a filter or scorer as JSON values: a file is its sha256, a nested scorer its settings."""
+    """The settings of a filter or scorer as JSON values; a file is its sha256."""
     return {f.name: _plain(getattr(thing, f.name)) for f in fields(thing)}
 
 
@@ -249,7 +249,7 @@ class Figures(Protocol):
 
 
 class Left(Protocol):
-    """The samples that the rules above left, in uid order, for a sampler. Row i is the same sample throughout."""
+    """The samples that the rules above left, in uid order, for a sampler: row i is one sample throughout."""
 
     @property
     def n(self) -> int:

@@ -1,0 +1,414 @@
+"""Everything that is written goes through here: whole files under final names, a receipt last.
+
+A part's files are written to `.tmp` names beside their final ones, fsynced and renamed; the receipt, which
+holds their hashes, follows. A process killed at any instant leaves `.tmp` files, which the next command
+sweeps, and never half a file under a final name. A file under a `.tmp` name is locked by the process that
+writes it, so that the sweep of another command leaves it alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from curate.errors import Busy, InputError, PartError, StopError
+
+FORMAT = 1
+RECEIPTS = "_receipts"
+CHUNK = 1 << 20
+
+_FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
+
+
+# --- the five calls that change the disk (a test stops the process at each of them) -----------------------
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+
+def _write(fd: int, data: memoryview) -> int:
+    return os.write(fd, data)
+
+
+def _fsync(fd: int) -> None:
+    os.fsync(fd)
+
+
+def _rename(source: Path, target: Path) -> None:
+    os.replace(source, target)  # noqa: PTH105 - named beside its kin
+
+
+def _fsync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# --- receipts ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Written:
+    """One file of a part: its size, its sha256, and whether its bytes hold clock readings."""
+
+    bytes: int
+    sha256: str
+    varies: bool = False
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The proof that a part's outputs are whole."""
+
+    stage: str
+    version: int
+    part: str
+    fingerprint: str
+    """sha256 of `what`; the outputs are skipped only if it matches."""
+    what: Mapping[str, Any]
+    """Settings, digests of models and fits, identity of the inputs; never a position or a path."""
+    outputs: Mapping[str, Written]
+    counts: Mapping[str, int]
+    made: Mapping[str, Any]
+    """Clock and host, for people."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of the outputs' content, equal in two runs that made the same bytes."""
+        return digest({n: w.sha256 for n, w in self.outputs.items() if not w.varies})
+
+    def missing(self, folder: Path) -> list[str]:
+        """Names of outputs that are not in `folder` with the size that was written."""
+        lost = []
+        for name, written in self.outputs.items():
+            try:
+                whole = (folder / name).stat().st_size == written.bytes
+            except OSError:
+                whole = False
+            if not whole:
+                lost.append(name)
+        return lost
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def receipt_path(folder: Path, part: str) -> Path:
+    """Where the receipt of a part lies."""
+    return folder / RECEIPTS / f"{part}.json"
+
+
+def read_receipt(folder: Path, part: str) -> Receipt | None:
+    """The receipt of a part, or None where there is none or it is unreadable (then the part is redone).
+
+    Raises InputError for a receipt of a newer format.
+    """
+    path = receipt_path(folder, part)
+    try:
+        raw = json.loads(path.read_bytes())
+        check_format(raw, path)
+        outputs = {name: Written(**w) for name, w in raw.pop("outputs").items()}
+        raw.pop("format")
+        return Receipt(outputs=outputs, **raw)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def receipts(folder: Path) -> dict[str, Receipt]:
+    """All readable receipts of a stage's folder, part to receipt, in order."""
+    found: dict[str, Receipt] = {}
+    with suppress(OSError):
+        for path in sorted((folder / RECEIPTS).iterdir()):
+            if path.suffix == ".json" and (receipt := read_receipt(folder, path.stem)):
+                found[path.stem] = receipt
+    return found
+
+
+def check_format(raw: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file that a newer version wrote."""
+    found = raw.get("format", 0)
+    if not isinstance(found, int) or found > FORMAT:
+        raise InputError(
+            str(path),
+            f"was written in a newer form (format {found}, this version reads up to {FORMAT})",
+            hint="pip install --upgrade curate",
+        )
+
+
+# --- outputs ----------------------------------------------------------------------------------------------
+
+
+class _Raw(io.RawIOBase):
+    """An unbuffered sink that hashes what it writes and cannot seek."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self.fd, self.path = fd, path
+        self.hash = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        with disk(self.path):
+            done = _write(self.fd, view)
+        self.hash.update(view[:done])
+        self.size += done
+        return done
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            os.close(self.fd)
+
+
+@contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """A full disk inside becomes a StopError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StopError(
+                str(path), _FULL[error.errno], hint="make room and run the same command again"
+            ) from error
+        raise
+
+
+class Output:
+    """The files of one part in the making. `open` them in any order, then `commit` once."""
+
+    def __init__(self, stage: str, version: int, part: str, folder: Path, what: Mapping[str, Any]) -> None:
+        self.stage, self.version, self.part, self.folder = stage, version, part, folder
+        self.what = what
+        self._files: dict[str, tuple[io.BufferedWriter, _Raw, bool]] = {}
+        self._began = time.time()
+
+    def open(self, name: str, *, varies: bool = False) -> BinaryIO:
+        """A sequential binary sink for the file `name` in the folder; `varies` marks clock readings.
+
+        Closing it is left to `commit`; a caller may close it before.
+        """
+        raw = _open_temporary(self.folder / name)
+        # BufferedWriter closes raw; a pyarrow or tar writer on top may close both
+        writer = _KeptOpen(raw, CHUNK)
+        self._files[name] = (writer, raw, varies)
+        return cast(BinaryIO, writer)
+
+    def write(self, name: str, data: bytes, *, varies: bool = False) -> None:
+        """A whole small file."""
+        self.open(name, varies=varies).write(data)
+
+    def commit(self, counts: Mapping[str, int]) -> Receipt:
+        """All files under their final names, then the receipt. The counts must add up (see `runner`)."""
+        outputs: dict[str, Written] = {}
+        for name, (writer, raw, varies) in self._files.items():
+            _finish(writer, raw)
+            outputs[name] = Written(raw.size, raw.hash.hexdigest(), varies)
+        _forget_receipt(self.folder, self.part)
+        for name, (_, raw, _varies) in self._files.items():
+            _rename(raw.path, self.folder / name)
+            raw.close()
+        for parent in {(self.folder / name).parent for name in self._files}:
+            _fsync_folder(parent)
+        self._files.clear()
+        receipt = Receipt(
+            self.stage,
+            self.version,
+            self.part,
+            digest(self.what),
+            dict(self.what),
+            outputs,
+            dict(counts),
+            {
+                "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": round(time.time() - self._began, 3),
+                "host": socket.gethostname(),
+            },
+        )
+        write_json(receipt_path(self.folder, self.part), {"format": FORMAT, **asdict(receipt)})
+        return receipt
+
+    def abandon(self) -> None:
+        """Remove what was written under temporary names."""
+        for writer, raw, _ in self._files.values():
+            writer.drop()  # type: ignore[attr-defined]
+            raw.close()
+            with suppress(OSError):
+                raw.path.unlink()
+        self._files.clear()
+
+
+class _KeptOpen(io.BufferedWriter):
+    """A writer whose `close` only flushes: the commit must still fsync the descriptor."""
+
+    def close(self) -> None:
+        if not self.raw.closed:
+            self.flush()
+
+    def drop(self) -> None:
+        """Forget what is buffered, so that finalising the object writes nothing."""
+        with suppress(ValueError):
+            self.detach()
+
+
+def _open_temporary(path: Path) -> _Raw:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with disk(temporary):
+        fd = _create(temporary)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise Busy(str(path), "is being written by another process") from error
+    return _Raw(fd, temporary)
+
+
+def _finish(writer: io.BufferedWriter, raw: _Raw) -> None:
+    writer.flush()
+    with disk(raw.path):
+        _fsync(raw.fd)
+
+
+def _forget_receipt(folder: Path, part: str) -> None:
+    path = receipt_path(folder, part)
+    if path.exists():
+        path.unlink()
+        _fsync_folder(path.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """One whole file outside of any part (a plan, a pointer): temporary name, fsync, rename, folder fsync."""
+    raw = _open_temporary(path)
+    writer = _KeptOpen(raw, CHUNK)
+    writer.write(data)
+    _finish(writer, raw)
+    _rename(raw.path, path)
+    raw.close()
+    _fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, through `write_file`."""
+    write_file(
+        path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    )
+
+
+def remove_part(folder: Path, part: str) -> None:
+    """Take back a part: its receipt first, then its files."""
+    if receipt := read_receipt(folder, part):
+        _forget_receipt(folder, part)
+        for name in receipt.outputs:
+            with suppress(FileNotFoundError):
+                (folder / name).unlink()
+
+
+def sweep(folder: Path) -> int:
+    """Remove the `.tmp` files that no living process writes, in `folder` and its receipts; how many."""
+    swept = 0
+    for place in (folder, folder / RECEIPTS):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for path in place.glob("*.tmp"):
+                with suppress(OSError), path.open("rb") as stream:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+                    swept += 1
+    return swept
+
+
+# --- locks ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the system's lock on `path` (made, and removed at the end), which dies with the process.
+
+    Raises Busy naming the holder where another process has it and `wait` is false.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with disk(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            holder = os.read(fd, 400).decode("utf-8", "replace") or "another process"
+            os.close(fd)
+            raise Busy(
+                str(path.with_suffix("")), f"is being written by {holder}", hint="wait for it to end"
+            ) from None
+        if _same_file(fd, path):
+            break
+        os.close(fd)  # the holder before us removed the file: lock the new one
+    try:
+        os.ftruncate(fd, 0)
+        os.write(fd, f"process {os.getpid()} on {socket.gethostname()} ({_command()})".encode())
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(fd)
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(fd)
+    return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)
+
+
+def _command() -> str:
+    words = [Path(sys.argv[0]).name, *sys.argv[1:3]] if sys.argv and sys.argv[0] else ["python"]
+    return " ".join(words)
+
+
+# --- identity of files that have no receipt ---------------------------------------------------------------
+
+
+def file_identity(path: Path, *, ends: int = 1 << 16) -> dict[str, Any]:
+    """Size and a hash of the first and last 64 KiB: what a foreign file is known by."""
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            hashed = hashlib.sha256(stream.read(ends))
+            if size > ends:
+                stream.seek(max(ends, size - ends))
+                hashed.update(stream.read(ends))
+    except OSError as error:
+        raise PartError(str(path), f"cannot be read ({error.strerror or error})") from error
+    return {"bytes": size, "ends": hashed.hexdigest()}
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, hex."""
+    hashed = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            hashed.update(block)
+    return hashed.hexdigest()

@@ -1,0 +1,165 @@
+"""The runner: the only loop over parts.
+
+It skips parts whose receipt's fingerprint matches, says aloud when settings changed, hands the others to an
+engine, and reads the totals back from receipts, so that a resumed run reports what an unbroken one would.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from curate import receipts
+from curate.engines import local
+from curate.errors import Busy, CurateError, PartError, StopError
+from curate.progress import progress
+from curate.receipts import Output, Receipt
+
+log = logging.getLogger("curate.runner")
+
+ENDS = ("ok", "failed", "kept", "dropped", "unjudged")
+"""Counts that together account for every sample of a part (`samples`)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One part's work: `function(output, tick, *args) -> counts`, with a picklable module-level function.
+
+    `what` is everything that the outputs depend on, as JSON: settings, model digests, input identities.
+    """
+
+    part: str
+    folder: Path
+    what: Mapping[str, Any]
+    function: Callable[..., Mapping[str, int]]
+    args: tuple[Any, ...] = ()
+    samples: int = 0
+    """How many samples to expect, for the progress bar."""
+
+
+@dataclass
+class Summary:
+    """What a stage did: totals over all parts from their receipts, and the parts that failed."""
+
+    stage: str
+    counts: Counter[str] = field(default_factory=Counter)
+    parts: int = 0
+    skipped: int = 0
+    failed: dict[str, CurateError] = field(default_factory=dict)
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+
+    def raise_failed(self) -> None:
+        """Raise one PartError that names the parts that failed, if any did."""
+        if not self.failed:
+            return
+        for error in self.failed.values():
+            log.error("%s", error)
+        names = ", ".join(list(self.failed)[:8]) + (", ..." if len(self.failed) > 8 else "")
+        hint = next((e.hint for e in self.failed.values() if e.hint), None)
+        raise PartError(
+            self.stage,
+            f"{len(self.failed)} of {self.parts} parts failed ({names})",
+            hint=hint or "the other parts are done; mend the cause and run the same command again",
+        )
+
+
+def run(
+    stage: str, version: int, tasks: Sequence[Task], *, workers: int, title: str | None = None
+) -> Summary:
+    """Do every task whose receipt does not match yet, and count all.
+
+    A failed part is named in `Summary.failed`; a full disk or a bug in our code stops the run. A part that
+    another process is writing is waited for at the end.
+    """
+    summary = Summary(stage, parts=len(tasks))
+    for folder in {t.folder for t in tasks}:
+        receipts.sweep(folder)
+    todo = []
+    changed: list[tuple[Receipt, Task]] = []
+    for task in tasks:
+        receipt = receipts.read_receipt(task.folder, task.part)
+        if receipt and _matches(receipt, stage, version, task):
+            _account(summary, task, receipt)
+            summary.skipped += 1
+            continue
+        if receipt and receipt.fingerprint != receipts.digest(task.what):
+            changed.append((receipt, task))
+        todo.append(task)
+    _say_changes(stage, changed)
+    if todo:
+        _work(summary, stage, version, todo, workers, title or stage)
+    return summary
+
+
+def _matches(receipt: Receipt, stage: str, version: int, task: Task) -> bool:
+    same = (receipt.stage, receipt.version) == (stage, version)
+    return same and receipt.fingerprint == receipts.digest(task.what) and not receipt.missing(task.folder)
+
+
+def _say_changes(stage: str, changed: list[tuple[Receipt, Task]]) -> None:
+    if changed:
+        before, task = changed[0]
+        names = sorted(k for k in {*before.what, *task.what} if before.what.get(k) != task.what.get(k))
+        log.warning(
+            "%s: %d parts are redone, because these changed: %s", stage, len(changed), ", ".join(names)
+        )
+
+
+def _work(summary: Summary, stage: str, version: int, tasks: list[Task], workers: int, title: str) -> None:
+    calls = [local.Call(f"{stage} {t.part}", execute, (stage, version, t, False)) for t in tasks]
+    held: list[Task] = []
+    with progress(title, sum(t.samples for t in tasks)) as shown:
+        for result in local.run(calls, workers=workers, tick=shown.advance):
+            task = tasks[result.index]
+            if isinstance(result.error, Busy):
+                held.append(task)
+            else:
+                _settle(summary, task, result)
+        for task in held:
+            log.warning("%s %s: waiting for another process that is writing it", stage, task.part)
+            call = local.Call(task.part, execute, (stage, version, task, True))
+            for result in local.run([call], workers=min(workers, 1), tick=shown.advance):
+                _settle(summary, task, result)
+
+
+def _settle(summary: Summary, task: Task, result: local.Result) -> None:
+    if result.error is None:
+        _account(summary, task, result.value)
+    elif isinstance(result.error, StopError) or not isinstance(result.error, CurateError):
+        raise result.error
+    elif isinstance(result.error, PartError):
+        summary.failed[task.part] = result.error
+    else:  # the caller's input: the same for every part
+        raise result.error
+
+
+def _account(summary: Summary, task: Task, receipt: Receipt) -> None:
+    summary.receipts[task.part] = receipt
+    summary.counts.update(receipt.counts)
+
+
+def execute(tick: local.Tick, stage: str, version: int, task: Task, wait: bool) -> Receipt:
+    """One task in the process that does it: lock, work, check the sums, commit."""
+    with receipts.lock(receipts.receipt_path(task.folder, task.part).with_suffix(".lock"), wait=wait):
+        receipt = receipts.read_receipt(task.folder, task.part)
+        if receipt and _matches(receipt, stage, version, task):
+            return receipt  # another process was faster
+        output = Output(stage, version, task.part, task.folder, task.what)
+        try:
+            counts = task.function(output, tick, *task.args)
+            check_counts(f"{stage} {task.part}", counts)
+            return output.commit(counts)
+        finally:
+            output.abandon()
+
+
+def check_counts(where: str, counts: Mapping[str, int]) -> None:
+    """Raise PartError unless the ends that a stage counts add up to the samples that went in."""
+    ends = {k: counts[k] for k in ENDS if k in counts}
+    if sum(ends.values()) != counts["samples"]:
+        listed = " + ".join(f"{v} {k}" for k, v in ends.items())
+        raise PartError(where, f"lost track of samples ({counts['samples']} in, {listed} out)")
