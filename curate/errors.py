@@ -108,6 +108,7 @@ ERROR_CODES: dict[str, str] = {
     "tls": "the certificate or the TLS handshake was refused",
     "refused": "the host refused the connection or could not be reached",
     "reset": "the connection broke before the body was complete",
+    "bad_response": "the answer is not valid HTTP",
     "timeout": "a connect, idle or total deadline passed",
     "too_many_redirects": "more redirects than allowed",
     "http_NNN": "the server answered with this status",

@@ -1,0 +1,420 @@
+"""Whatever a URL, a host or a server does ends as a body or as an error code, in bounded time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import resource
+import shutil
+import socket
+import ssl
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from email.utils import formatdate
+from pathlib import Path
+from time import time
+
+import pytest
+
+from curate.errors import ERROR_CODES
+from curate.fetch.http import Fetched, Fetcher, FetchLimits
+from tests.fetch import servers
+from tests.fetch.servers import HostileServer, answer, in_turn, raw, redirect, running, status, timed
+
+FAST = FetchLimits(
+    connect_seconds=0.5,
+    idle_seconds=0.3,
+    total_seconds=0.8,
+    max_bytes=200_000,
+    backoff_seconds=0.01,
+    allow_private=True,
+)
+
+
+@pytest.fixture
+def server() -> Iterator[HostileServer]:
+    with running(HostileServer({"/ok": b"body", "/empty": b""})) as started:
+        yield started
+
+
+def get(url: str, limits: FetchLimits = FAST, **injected: object) -> Fetched:
+    async def one() -> Fetched:
+        async with Fetcher(limits, **injected) as fetcher:  # type: ignore[arg-type]
+            return await fetcher.fetch(url)
+
+    fetched = asyncio.run(one())
+    code = fetched.error_code
+    assert (code is None) == (fetched.body is not None)
+    assert code is None or code in ERROR_CODES or code[5:].isdigit()
+    return fetched
+
+
+def resolver(**names: str) -> Callable[[str], object]:
+    """A stand-in for the system's resolver: `a_b="1.2.3.4 5.6.7.8"` answers for the host a.b."""
+    table = {name.replace("_", "."): addresses.split() for name, addresses in names.items()}
+
+    async def lookup(host: str) -> list[str]:
+        if host not in table:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return table[host]
+
+    return lookup
+
+
+def test_body_and_what_is_known_of_the_answer(server: HostileServer) -> None:
+    server.routes["/typed"] = answer(b"body", Content_Type="image/jpeg", ETag='"1"')
+    got = get(server.url("/typed"))
+    assert (got.body, got.http_status, got.content_type) == (b"body", 200, "image/jpeg")
+    assert (got.address, got.tries, got.final_url) == ("127.0.0.1", 1, server.url("/typed"))
+    assert got.headers == {"content-length": "4", "etag": '"1"'}
+    assert 0 < got.seconds < 1
+    assert server.seen["user-agent"].startswith("curate")
+    assert "cookie" not in server.seen
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("", "no_url"),
+        (" \n", "no_url"),
+        ("file:///etc/hostname", "bad_scheme"),
+        ("data:image/gif;base64,R0lGOD", "bad_scheme"),
+        ("ftp://127.0.0.1/x", "bad_scheme"),
+        ("javascript:alert(1)", "bad_scheme"),
+        ("example.com/a.jpg", "bad_url"),
+        ("//example.com/a.jpg", "bad_url"),
+        ("http://", "bad_url"),
+        ("http:///a.jpg", "bad_url"),
+        ("http://exa mple.com/", "bad_url"),
+        ("http://host:99999/", "bad_url"),
+        ("http://host:port/", "bad_url"),
+        ("http://[::1/", "bad_url"),
+        ("http://me:secret@127.0.0.1/", "bad_url"),
+        ("http://127.0.0.1/a\r\nX-Injected: 1", "bad_url"),
+        ("http://127.0.0.1/a\0b", "bad_url"),
+        ("http://127.0.0.1/" + "a" * 20_000, "bad_url"),
+        ("http://" + "a" * 300 + ".example/", "bad_url"),
+        ("http://a..example/", "bad_url"),
+        ("http://\u2024/", "bad_url"),
+    ],
+)
+def test_urls_that_are_never_asked_for(url: str, code: str) -> None:
+    got = get(url, lookup=resolver())
+    assert got.error_code == code
+    assert "secret" not in (got.error_message or "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [
+        ("/a b.jpg", "/a%20b.jpg"),
+        ("/\u00fc.jpg?q=\u00e9", "/%C3%BC.jpg?q=%C3%A9"),
+        ("/a%20b%2Fc?x=1%262#top", "/a%20b%2Fc?x=1%262"),
+        ("/100%.jpg", "/100%25.jpg"),
+        ("/a.jpg \n", "/a.jpg"),
+    ],
+)
+def test_urls_are_percent_encoded_as_a_browser_does(server: HostileServer, asked: str, path: str) -> None:
+    server.routes[path] = b"body"
+    assert get(server.url(asked)).body == b"body"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "localhost",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0",
+        "169.254.169.254",
+        "10.0.0.1",
+        "100.64.0.1",
+        "[fe80::1]",
+        "[64:ff9b::7f00:1]",
+    ],
+)
+def test_private_addresses_are_refused_however_they_are_written(server: HostileServer, host: str) -> None:
+    got = get(server.url("/ok", host), replace(FAST, allow_private=False))
+    assert got.error_code == "private_address"
+    assert server.connections == 0
+
+
+def test_names_are_judged_by_what_they_resolve_to(server: HostileServer) -> None:
+    strict = replace(FAST, allow_private=False)
+    lookup = resolver(inside_example="10.1.2.3 127.0.0.1", mixed_example="10.1.2.3 127.0.0.1")
+    got = get(server.url("/ok", "inside.example"), strict, lookup=lookup)
+    assert got.error_code == "private_address"
+    assert "10.1.2.3" in (got.error_message or "")
+    # of several addresses only a permitted one is connected to
+    got = get(server.url("/ok", "mixed.example"), strict, lookup=lookup, permitted="127.0.0.1".__eq__)
+    assert (got.body, got.address) == (b"body", "127.0.0.1")
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.2:{port}/ok", "http://private.example:{port}/ok"])
+def test_redirect_to_a_private_address_is_refused(server: HostileServer, target: str) -> None:
+    server.routes["/go"] = redirect(target.format(port=server.port))
+    lookup = resolver(public_example="127.0.0.1", private_example="127.0.0.2")
+    got = get(
+        server.url("/go", "public.example"),
+        replace(FAST, allow_private=False),
+        lookup=lookup,
+        permitted="127.0.0.1".__eq__,
+    )
+    assert got.error_code == "private_address"
+    assert (server.hits["/go"], server.hits["/ok"]) == (1, 0)
+
+
+def test_a_second_lookup_cannot_move_the_connection(server: HostileServer) -> None:
+    """DNS that answers an allowed address first and a private one next is asked once for a connection."""
+    answers = iter([["127.0.0.1"], ["10.0.0.1"], ["10.0.0.1"]])
+
+    async def lookup(host: str) -> list[str]:
+        return next(answers)
+
+    limits = replace(FAST, allow_private=False)
+    got = get(server.url("/ok", "rebind.example"), limits, lookup=lookup, permitted="127.0.0.1".__eq__)
+    assert got.address == "127.0.0.1"
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(server: HostileServer, code: int) -> None:
+    server.routes["/dir/go"] = redirect("../ok?\u00e9", code)
+    got = get(server.url("/dir/go"))
+    assert (got.body, got.final_url) == (b"body", server.url("/ok?%C3%A9"))
+
+
+@pytest.mark.parametrize(
+    ("location", "code"),
+    [
+        ("file:///etc/passwd", "bad_scheme"),
+        ("data:image/gif;base64,R0lGOD", "bad_scheme"),
+        ("ftp://127.0.0.1/x", "bad_scheme"),
+        ("http://me:secret@127.0.0.1/", "bad_url"),
+        ("http://[::1", "bad_url"),
+        ("", "too_many_redirects"),
+        ("/loop", "too_many_redirects"),
+    ],
+)
+def test_redirects_are_held_to_the_same_rules(server: HostileServer, location: str, code: str) -> None:
+    server.routes["/loop"] = redirect(location)
+    assert get(server.url("/loop")).error_code == code
+    assert server.hits["/loop"] <= FAST.max_redirects + 1
+
+
+def test_redirects_are_counted(server: HostileServer) -> None:
+    for n in range(6):
+        server.routes[f"/{n}"] = redirect(f"/{n + 1}")
+    server.routes["/6"] = b"body"
+    assert get(server.url("/1")).body == b"body"
+    assert get(server.url("/0")).error_code == "too_many_redirects"
+
+
+@pytest.mark.parametrize("code", [400, 403, 404, 410, 451, 204, 206, 304])
+def test_what_will_not_change_is_asked_for_once(server: HostileServer, code: int) -> None:
+    server.routes["/x"] = raw(servers.head(code, {"Content-Length": "0"}))
+    got = get(server.url("/x"))
+    assert (got.error_code, got.http_status, got.tries) == (f"http_{code}", code, 1)
+    assert server.hits["/x"] == 1
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+def test_what_may_pass_is_asked_for_again(server: HostileServer, code: int) -> None:
+    server.routes["/x"] = in_turn(status(code), status(code), b"body")
+    got = get(server.url("/x"))
+    assert (got.body, got.tries, server.hits["/x"]) == (b"body", 3, 3)
+    server.routes["/never"] = status(code)
+    assert get(server.url("/never"), replace(FAST, retries=1)).error_code == f"http_{code}"
+    assert server.hits["/never"] == 2
+
+
+def test_retry_after_is_honoured(server: HostileServer) -> None:
+    server.routes["/wait"] = in_turn(status(429, Retry_After="1"), b"body")
+    got, seconds = timed(lambda: get(server.url("/wait"), replace(FAST, total_seconds=3)))
+    assert got.body == b"body"
+    assert 1 <= seconds < 2
+    # longer than the URL has left: given up at once, for a later pass
+    for far in ("3600", formatdate(time() + 3600, usegmt=True)):
+        server.routes["/far"] = status(429, Retry_After=far)
+        got, seconds = timed(lambda: get(server.url("/far")))
+        assert (got.error_code, got.tries) == ("http_429", 1)
+        assert seconds < 0.5
+    server.routes["/odd"] = in_turn(status(503, Retry_After="soon"), b"body")
+    assert get(server.url("/odd")).body == b"body"
+
+
+def test_deadlines(server: HostileServer) -> None:
+    server.routes |= {"/silent": servers.silent(), "/drip": servers.drip()}
+    server.routes["/slow-head"] = servers.drip(in_headers=True)
+    got, seconds = timed(lambda: get(server.url("/silent")))
+    assert (got.error_code, got.tries) == ("timeout", 2)
+    assert seconds < 1.2
+    for path in ("/drip", "/slow-head"):
+        got, seconds = timed(lambda path=path: get(server.url(path)))
+        assert got.error_code == "timeout"
+        assert 0.7 < seconds < 1.2
+        assert server.hits[path] == 1
+
+
+def test_bodies_over_the_cap(server: HostileServer) -> None:
+    server.routes["/announced"] = servers.flood(200 << 20, announce=True)
+    server.routes["/endless"] = servers.flood(200 << 20, announce=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for path in ("/announced", "/endless"):
+        got = get(server.url(path))
+        assert (got.error_code, got.tries) == ("too_large", 1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    server.routes["/most"] = bytes(FAST.max_bytes)
+    assert get(server.url("/most")).body == bytes(FAST.max_bytes)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_compressed_bodies_are_decompressed_under_the_cap(server: HostileServer, encoding: str) -> None:
+    small = b"body" * 1000
+    packed = gzip.compress(small) if encoding == "gzip" else zlib.compress(small)
+    server.routes["/packed"] = answer(packed, Content_Encoding=encoding)
+    assert get(server.url("/packed")).body == small
+    server.routes["/bomb"] = servers.bomb(100 << 20, encoding)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert get(server.url("/bomb")).error_code == "too_large"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    server.routes["/garbage"] = answer(b"\xff\xfenot compressed", Content_Encoding=encoding)
+    assert get(server.url("/garbage")).error_code == "bad_response"
+    server.routes["/cut"] = answer(packed[:-20], Content_Encoding=encoding)
+    assert get(server.url("/cut")).error_code == "reset"
+
+
+def test_deflate_without_a_header_is_understood(server: HostileServer) -> None:
+    packer = zlib.compressobj(wbits=-15)
+    packed = packer.compress(b"body" * 1000) + packer.flush()
+    server.routes["/raw"] = answer(packed, Content_Encoding="deflate")
+    assert get(server.url("/raw")).body == b"body" * 1000
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        (raw(b""), "reset"),
+        (raw(b"", reset=True), "reset"),
+        (raw(b"HTTP/1.1 200 x\r\nContent-Length: 100\r\n\r\nshort"), "reset"),
+        (raw(b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n"), "reset"),
+        (raw(b"SSH-2.0-OpenSSH_9\r\n"), "bad_response"),
+        (raw(b"HTTP/1.1 200 x\r\nContent-Length: many\r\n\r\n"), "bad_response"),
+        (raw(b"HTTP/1.1 200 x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"), "bad_response"),
+        (b"", "empty"),
+    ],
+)
+def test_answers_that_break(server: HostileServer, reply: servers.Reply, code: str) -> None:
+    server.routes["/x"] = reply
+    got = get(server.url("/x"))
+    assert got.error_code == code
+    assert got.tries == (3 if code == "reset" else 1)
+
+
+def test_hosts_that_cannot_be_reached(server: HostileServer) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        got = get(f"http://127.0.0.1:{closed.getsockname()[1]}/")
+    assert (got.error_code, got.tries) == ("refused", 1)
+    got = get("http://gone.example/", lookup=resolver())
+    assert (got.error_code, got.tries) == ("dns", 1)
+    asked = []
+
+    async def failing(host: str) -> list[str]:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    got = get("http://later.example/", lookup=failing)
+    assert (got.error_code, got.tries, len(asked)) == ("dns", 3, 3)
+
+    async def silent(host: str) -> list[str]:
+        await asyncio.sleep(30)
+        return []
+
+    got, seconds = timed(lambda: get("http://mute.example/", replace(FAST, retries=0), lookup=silent))
+    assert got.error_code == "dns"
+    assert seconds < 1
+
+
+def test_tls_trouble_has_its_code(server: HostileServer, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=other.example -keyout k -out c"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "c", tmp_path / "k")
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 this is no TLS\r\n\r\n")
+        writer.close()
+
+    async def both() -> list[Fetched]:
+        untrusted = await asyncio.start_server(server._serve, "127.0.0.1", 0, ssl=context)
+        unwrapped = await asyncio.start_server(plain, "127.0.0.1", 0)
+        ports = [listening.sockets[0].getsockname()[1] for listening in (untrusted, unwrapped)]
+        async with Fetcher(FAST) as fetcher:
+            found = [await fetcher.fetch(f"https://127.0.0.1:{port}/ok") for port in ports]
+        untrusted.close()
+        unwrapped.close()
+        return found
+
+    for got in asyncio.run(both()):
+        assert (got.error_code, got.tries) == ("tls", 1), got
+    assert server.hits["/ok"] == 0
+
+
+@pytest.mark.parametrize(
+    ("tag", "obeyed"),
+    [
+        ("noai", True),
+        ("NoImageAI, nofollow", True),
+        ("max-image-preview: large, noindex", True),
+        ("curate: noimageindex", True),
+        ("otherbot: noai", False),
+        ("otherbot: nofollow, noai", False),
+        ("nofollow, noarchive", False),
+        ("", False),
+    ],
+)
+def test_opt_outs(server: HostileServer, tag: str, obeyed: bool) -> None:
+    server.routes["/x"] = answer(b"body", X_Robots_Tag=tag)
+    got = get(server.url("/x"))
+    assert got.error_code == ("opted_out" if obeyed else None)
+    assert server.hits["/x"] == 1
+    assert get(server.url("/x"), replace(FAST, obey_opt_out=False)).body == b"body"
+
+
+def test_connections_are_kept_and_hosts_are_spared(server: HostileServer) -> None:
+    server.routes["/slow"] = servers.slow(0.03, b"body")
+
+    async def many(limits: FetchLimits, count: int) -> list[Fetched]:
+        async with Fetcher(limits) as fetcher:
+            found = await asyncio.gather(*(fetcher.fetch(server.url("/slow")) for _ in range(count)))
+            assert not fetcher._hosts
+            return found
+
+    found = asyncio.run(many(replace(FAST, per_host=3), 12))
+    assert all(got.body == b"body" for got in found)
+    assert (server.together, server.connections) == (3, 3)
+
+
+def test_time_spent_waiting_for_memory_is_not_the_hosts(server: HostileServer) -> None:
+    server.routes["/big"] = bytes(100_000)
+    sizes = []
+
+    async def grow(size: int) -> None:
+        sizes.append(size)
+        await asyncio.sleep(0.4)
+
+    async def one() -> Fetched:
+        async with Fetcher(replace(FAST, total_seconds=0.3)) as fetcher:
+            return await fetcher.fetch(server.url("/big"), grow)
+
+    assert asyncio.run(one()).body == bytes(100_000)
+    assert sum(sizes) == 100_000
