@@ -54,9 +54,7 @@ class InputError(CurateError):
 class UnknownName(InputError):
     """A name that is not there; the message lists what is, the hint names the nearest."""
 
-    def __init__(
-        self, where: str, kind: str, name: str, known: Iterable[str], *, hint: str | None = None
-    ) -> None:
+    def __init__(self, where: str, kind: str, name: str, known: Iterable[str], *, hint: str | None = None) -> None:
         found = sorted(known)
         close = nearest(name, found)
         listed = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
@@ -126,7 +124,11 @@ ERROR_CODES: dict[str, str] = {
     # the caption
     "no_caption": "the sample has no caption",
     "bad_caption": "the caption's bytes are not UTF-8",
+    # another tool's download
+    "download_failed": "another tool could not fetch it, and its message says no more",
     # where a score is wanted
+    "lost": "the table says that it was stored, but the tar does not hold it",
+    "part_failed": "the part that holds it failed in an earlier stage",
     "not_downloaded": "the image is not in this pool",
     "no_value": "the column is null or NaN for this sample",
     "not_asked": "the score was asked for other rows only",

@@ -1,0 +1,252 @@
+"""The pool: the only place that knows paths, formats and other people's column names.
+
+The samples of a pool are the rows of its metadata where it has any, else of its shards' tables; they come in
+*parts*, one a metadata file or shard. What was computed per shard is joined to them by uid (`pool.join`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from curate import receipts, uids
+from curate.errors import InputError, PartError, UnknownName
+from curate.pool import layout as layouts
+from curate.pool.layout import Layout, Shard
+from curate.pool.names import ALIASES, PUBLISHED, column_in
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import polars as pl
+    import pyarrow as pa
+
+__all__ = ["Part", "Pool", "Shard", "open_pool"]
+
+FAILED = "error_code"
+"""The column of every table that says why a sample could not be had."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the pool's samples: one metadata file, or the table of one shard."""
+
+    name: str
+    path: Path
+    uids: Path | None = None
+    """A derived table with column `uid`, for metadata that has none."""
+    npz: Path | None = None
+    """Published vectors, row-aligned."""
+    shard: Shard | None = None
+
+
+@dataclass
+class Pool:
+    """A folder of candidate samples, opened. Nothing is read until it is asked for."""
+
+    layout: Layout
+    kind: str
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """All shards, by name."""
+        return layouts.shards(self.layout)
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The parts that the samples come in, by name."""
+        files = layouts.metadata_files(self.layout)
+        if not files:
+            return [Part(s.name, s.table, shard=s) for s in self.shards]
+        return [self._metadata_part(path) for path in files]
+
+    def _metadata_part(self, path: Path) -> Part:
+        npz = path.with_suffix(".npz")
+        derived = self.layout.derived / f"{path.stem}.uids.parquet"
+        return Part(path.stem, path, derived if derived.is_file() else None, npz if npz.is_file() else None)
+
+    @property
+    def joined(self) -> bool:
+        """Whether samples are rows of metadata, so that results per shard are joined by uid."""
+        return bool(self.parts) and self.parts[0].shard is None
+
+    # --- samples ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _footers(self) -> dict[str, pa.parquet.FileMetaData | PartError]:
+        read: dict[str, pa.parquet.FileMetaData | PartError] = {}
+        for part in self.parts:
+            try:
+                read[part.name] = _footer(part.path)
+            except PartError as error:
+                read[part.name] = error
+        return read
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Samples per part, from the tables' footers; a part whose table cannot be read is left out."""
+        return {name: f.num_rows for name, f in self._footers.items() if not isinstance(f, PartError)}
+
+    @cached_property
+    def unreadable(self) -> dict[str, PartError]:
+        """The parts whose table is missing or broken."""
+        return {name: f for name, f in self._footers.items() if isinstance(f, PartError)}
+
+    @property
+    def n(self) -> int:
+        """The number of samples."""
+        return sum(self.rows.values())
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """The names of all columns that some part has, the machine's name for each."""
+        found: set[str] = set()
+        for part in self.parts:
+            if part.name in self.rows:
+                there = self._file_columns(part)
+                known = {name: column_in(there, name) for name in ALIASES}
+                renamed = {c for c in known.values() if c}
+                found |= {name for name, c in known.items() if c} | (there - renamed)
+        return frozenset(found)
+
+    def _file_columns(self, part: Part) -> set[str]:
+        names = set(_footer(part.path).schema.to_arrow_schema().names)
+        return names | {"uid"} if part.uids else names
+
+    def scan(self, part: Part, columns: Sequence[str], *, optional: Iterable[str] = ()) -> pl.LazyFrame:
+        """The named columns of one part under the machine's names, NaN as null, in the part's order.
+
+        Raises InputError for a column that no part has; one that only this part lacks is all null.
+        """
+        import polars as pl
+
+        _footer(part.path)
+        there = self._file_columns(part)
+        maybe = set(optional)
+        chosen = []
+        for name in columns:
+            source = column_in(there, name)
+            if source is None:
+                self._need_column(name, name in maybe)
+                chosen.append(pl.lit(None).alias(name))
+            else:
+                chosen.append(pl.col(source).alias(name))
+        frame = pl.scan_parquet(part.path, glob=False)
+        if part.uids:
+            frame = pl.concat([frame, pl.scan_parquet(part.uids, glob=False)], how="horizontal")
+        floats = pl.selectors.float()
+        return frame.select(chosen).with_columns(floats.fill_nan(None)) if chosen else frame.select(chosen)
+
+    def _need_column(self, name: str, optional: bool) -> None:
+        if not optional and name not in self.columns:
+            raise UnknownName(str(self.layout.root), "column", name, self.columns)
+
+    def failed(self, part: Part) -> pl.Series:
+        """The error code of each sample that has no image here, else null; a String series of the part's rows."""
+        import polars as pl
+
+        frame = self.scan(part, [FAILED], optional=[FAILED]).collect()
+        return frame[FAILED].cast(pl.String)
+
+    def uids(self, part: Part) -> npt.NDArray[np.void]:
+        """The uids of one part, as pairs of u8, in its order. Raises PartError where one is not a uid."""
+        import pyarrow.parquet as pq
+
+        path = part.uids or part.path
+        name = column_in(_footer(path).schema.to_arrow_schema().names, "uid")
+        if name is None:
+            raise PartError(str(path), "has no column 'uid'")
+        try:
+            return uids.to_pairs(pq.read_table(path, columns=[name]).column(0))
+        except ValueError as error:
+            raise PartError(str(path), f"column 'uid': {error}") from error
+
+    @cached_property
+    def identities(self) -> dict[str, str]:
+        """What each readable part is known by: its receipt's identity, or a hash of the foreign file's ends."""
+        known = {}
+        for part in self.parts:
+            if part.name in self.rows:
+                known[part.name] = self._identity(part)
+        return known
+
+    def _identity(self, part: Part) -> str:
+        if part.shard is not None and (receipt := self.shard_receipt(part.shard)):
+            return receipt.identity
+        return receipts.digest(receipts.file_identity(part.path))
+
+    def identity(self) -> str:
+        """What the whole pool is known by: changes when a part is added, taken away or changed."""
+        return receipts.digest(self.identities)
+
+    def shard_receipt(self, shard: Shard) -> receipts.Receipt | None:
+        """The receipt that stands for a shard: its download's, or its adoption's where it is foreign."""
+        folder = shard.tar.parent if shard.ours else self.layout.derived
+        return receipts.read_receipt(folder, shard.name)
+
+    # --- models -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def embedded(self) -> dict[str, str]:
+        """Models with vectors of our own, to their folder's slug, from each folder's model.json."""
+        import json
+
+        found = {}
+        folder = self.layout.work / "embeddings"
+        for path in sorted(folder.glob("*/model.json")) if folder.is_dir() else []:
+            raw = json.loads(path.read_bytes())
+            receipts.check_format(raw, path)
+            found[str(raw["model"])] = path.parent.name
+        return found
+
+    @cached_property
+    def models(self) -> tuple[str, ...]:
+        """The models whose similarities or vectors this pool has, published ones first."""
+        published = [
+            model
+            for model, names in PUBLISHED.items()
+            if names.similarity in self.columns or self._published_vectors(model)
+        ]
+        return tuple(dict.fromkeys([*published, *self.embedded]))
+
+    def _published_vectors(self, model: str) -> bool:
+        from curate.pool import npz
+
+        first = next((p for p in self.parts if p.npz), None)
+        return first is not None and first.npz is not None and PUBLISHED[model].image in npz.names(first.npz)
+
+
+def open_pool(path: str | Path, work: str | Path | None = None) -> Pool:
+    """The pool in a folder as it stands: ours, DataComp's, img2dataset's, tars alone or metadata alone.
+
+    `work` takes all that `curate` writes, for a pool that is read-only. Raises InputError where the folder is
+    missing or holds no pool.
+    """
+    layout = layouts.find(Path(path), Path(work) if work else None)
+    return Pool(layout, layouts.kind(layout))
+
+
+def _footer(path: Path) -> pa.parquet.FileMetaData:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(path)
+    except FileNotFoundError as error:
+        raise PartError(str(path), "is missing", hint="curate verify says what else is") from error
+    except (pa.ArrowException, OSError) as error:
+        raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
+
+
+def need_shards(pool: Pool) -> list[Shard]:
+    """The pool's shards. Raises InputError where it has none: nothing can be computed from pixels."""
+    if not pool.shards:
+        raise InputError(
+            str(pool.layout.root),
+            "has no shards, so no pixels (found: metadata alone)",
+            hint="curate download --pool DIR fetches the images",
+        )
+    return pool.shards

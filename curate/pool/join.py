@@ -1,0 +1,118 @@
+"""Results to samples: columns and vectors computed per shard, brought into the order of the pool's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from curate import uids
+from curate.errors import PartError
+from curate.pool import FAILED, Part, Pool
+
+if TYPE_CHECKING:
+    from curate.pool import Shard
+
+
+@dataclass(frozen=True)
+class Results:
+    """A folder with one Parquet file a part: columns and `error_code`, rows as in the part's table.
+
+    `per` says which parts: the pool's own (`part`), or its shards (`shard`), which differ where the pool has
+    metadata.
+    """
+
+    folder: Path
+    per: str
+
+
+class Join:
+    """The rows of the shards' tables that the pool's samples stand for.
+
+    Costs 24 bytes a sample where the pool has metadata, nothing where samples are the shards' rows.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    @cached_property
+    def _sorted(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.intp]]:
+        held = [self._shard_uids(s) for s in self.pool.shards]
+        pairs = np.concatenate(held) if held else np.empty(0, dtype=uids.UID_DTYPE)
+        order = uids.sort_order(pairs)
+        return pairs[order], order
+
+    def _shard_uids(self, shard: Shard) -> npt.NDArray[np.void]:
+        return self.pool.uids(Part(shard.name, shard.table, shard=shard))
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """The first global row of each shard, and the number of all."""
+        lengths = [len(self._shard_uids(s)) for s in self.pool.shards]
+        return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+    def rows(self, part: Part) -> npt.NDArray[np.int64]:
+        """For each sample of a metadata part the global row among all shards' rows, -1 where there is none.
+
+        Of several shard rows with one uid the first counts.
+        """
+        ordered, order = self._sorted
+        wanted = self.pool.uids(part)
+        high = np.searchsorted(ordered["f0"], wanted["f0"], side="left")
+        found = np.full(len(wanted), -1, dtype=np.int64)
+        open_ = np.flatnonzero(high < len(ordered))
+        at = high[open_]
+        while len(open_):  # walk over the few that share their high half
+            same_high = ordered["f0"][at] == wanted["f0"][open_]
+            hit = same_high & (ordered["f1"][at] == wanted["f1"][open_])
+            found[open_[hit]] = order[at[hit]]
+            on = same_high & ~hit & (at + 1 < len(ordered))
+            open_, at = open_[on], at[on] + 1
+        return found
+
+    def columns(self, results: Results, part: Part, names: Sequence[str]) -> pl.DataFrame:
+        """The named columns of `results` and `error_code` for each sample of `part`, in its order.
+
+        A sample without a row there has nulls and the code `not_downloaded`; one in a part that failed has
+        `part_failed`.
+        """
+        wanted = [*names, FAILED]
+        if results.per == "part" or not self.pool.joined:
+            return _read(results.folder, part.name, wanted, self.pool.rows[part.name])
+        whole = self._whole(results, tuple(wanted))
+        rows = self.rows(part)
+        taken = whole[np.maximum(rows, 0)] if len(whole) else whole.clear(len(rows))
+        absent = pl.Series(rows < 0)
+        return taken.with_columns(
+            [pl.when(absent).then(None).otherwise(pl.col(n)).alias(n) for n in names]
+            + [pl.when(absent).then(pl.lit("not_downloaded")).otherwise(pl.col(FAILED)).alias(FAILED)]
+        )
+
+    def _whole(self, results: Results, wanted: tuple[str, ...]) -> pl.DataFrame:
+        lengths = np.diff(self.starts)
+        return pl.concat(
+            [
+                _read(results.folder, shard.name, list(wanted), int(rows))
+                for shard, rows in zip(self.pool.shards, lengths, strict=True)
+            ],
+            how="vertical_relaxed",
+        )
+
+
+def _read(folder: Path, part: str, names: list[str], rows: int) -> pl.DataFrame:
+    path = folder / f"{part}.parquet"
+    if not path.is_file():
+        gone = pl.DataFrame({FAILED: pl.Series(["part_failed"] * rows, dtype=pl.String)})
+        return gone.with_columns([pl.lit(None).alias(n) for n in names if n != FAILED]).select(names)
+    frame = pl.scan_parquet(path, glob=False).select(names).collect()
+    if len(frame) != rows:
+        raise PartError(
+            str(path), f"has {len(frame):,} rows where the part has {rows:,}", hint="curate verify says more"
+        )
+    return frame.with_columns(pl.selectors.float().fill_nan(None))

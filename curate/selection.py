@@ -1,0 +1,105 @@
+"""A selection on disk: what a recipe left of a pool, with the decision on every sample."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curate.errors import InputError, PartError, UnknownName
+from curate.pool.layout import Layout
+from curate.receipts import FORMAT, check_format, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import polars as pl
+
+STAGE, VERSION = "filter", 1
+WHOLE = "selection"
+"""The part whose receipt stands for uids.npy and selection.json."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One selection of a pool: its folder and what selection.json says."""
+
+    folder: Path
+    raw: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """samples, kept, dropped, unjudged; the last three add up to the first."""
+        return dict(self.raw["counts"])
+
+    @property
+    def funnel(self) -> list[dict[str, Any]]:
+        """One entry a rule: rule, text, in, dropped (reason to count), unjudged (error code to count), left."""
+        return list(self.raw["funnel"])
+
+    @property
+    def pool_identity(self) -> str:
+        """The identity of the pool that it was made of."""
+        return str(self.raw["pool"])
+
+    def uids(self) -> npt.NDArray[np.void]:
+        """The kept uids, sorted pairs of u8 (mapped); one that stands n times is wanted n times."""
+        import numpy as np
+
+        path = self.folder / "uids.npy"
+        try:
+            mapped: npt.NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise PartError(
+                str(path), f"cannot be read ({error})", hint="run the same curate filter again"
+            ) from error
+        return mapped
+
+    def decisions(self, part: str) -> pl.DataFrame:
+        """The decision on each sample of a part, in its order.
+
+        Columns: `rule` and `reason` (null where kept), `error_code` (null unless unjudged), `value` (float32),
+        `copies` (uint16, 0 unless kept), `of` (16 bytes of the uid that the reason speaks of, or null).
+        """
+        import polars as pl
+
+        path = self.folder / "decisions" / f"{part}.parquet"
+        if not path.is_file():
+            raise PartError(str(path), "is missing", hint="run the same curate filter again")
+        return pl.read_parquet(path, glob=False)
+
+
+def names(layout: Layout) -> list[str]:
+    """The finished selections of a pool."""
+    return sorted(p.parent.name for p in layout.selections.glob("*/selection.json"))
+
+
+def load(layout: Layout, name: str | None) -> Selection:
+    """The selection of this name; None takes the latest. Raises InputError where it is not there."""
+    latest = layout.selections / "latest.json"
+    if name is None:
+        if not latest.is_file():
+            raise InputError(
+                str(layout.root), "has no selection yet", hint="make one with: curate filter --rule clipscore"
+            )
+        raw = json.loads(latest.read_bytes())
+        check_format(raw, latest)
+        name = str(raw["name"])
+    path = layout.selection(name) / "selection.json"
+    if not path.is_file():
+        raise UnknownName(str(layout.root), "selection", name, names(layout))
+    raw = json.loads(path.read_bytes())
+    check_format(raw, path)
+    return Selection(path.parent, raw)
+
+
+def point_at(layout: Layout, name: str) -> None:
+    """Make `name` the latest selection."""
+    write_json(layout.selections / "latest.json", {"format": FORMAT, "name": name})
