@@ -132,14 +132,10 @@ class Fetcher:
 
     async def __aenter__(self) -> Fetcher:
         limits = self.limits
-        resolver = CheckedResolver(
-            self._permitted, lookup=self._lookup, timeout_seconds=limits.connect_seconds
-        )
+        resolver = CheckedResolver(self._permitted, lookup=self._lookup, timeout_seconds=limits.connect_seconds)
         self._resolver = resolver
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=resolver, limit=0, ttl_dns_cache=300, keepalive_timeout=5
-            ),
+            connector=aiohttp.TCPConnector(resolver=resolver, limit=0, ttl_dns_cache=300, keepalive_timeout=5),
             response_class=_Response,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -312,16 +308,12 @@ def _named(error: Exception, job: _Job) -> _Failed:
         final = cause.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None))
         return _Failed("dns", cause.strerror or "no address", again=1 if final else _ALWAYS)
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)) or isinstance(cause, ssl.SSLError):
-        return _Failed(
-            "tls", str(getattr(cause, "verify_message", "") or getattr(cause, "reason", "") or cause)
-        )
+        return _Failed("tls", str(getattr(cause, "verify_message", "") or getattr(cause, "reason", "") or cause))
     if isinstance(error, asyncio.TimeoutError):
         what = "total" if time.monotonic() >= job.deadline else "connect or idle"
         return _Failed("timeout", f"the {what} deadline passed", again=2)
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(cause, ConnectionResetError):
-        return _Failed(
-            "refused", f"no connection: {getattr(cause, 'strerror', None) or type(cause).__name__}"
-        )
+        return _Failed("refused", f"no connection: {getattr(cause, 'strerror', None) or type(cause).__name__}")
     if isinstance(error, (aiohttp.InvalidURL, UnicodeError)):
         return _Failed("bad_url", f"the URL cannot be asked for: {error}")
     if isinstance(error, (aiohttp.ClientResponseError, ValueError, zlib.error)):

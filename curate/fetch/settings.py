@@ -65,9 +65,7 @@ class FetchLimits:
             max_bytes=self.max_bytes,
             per_host=self.per_host,
         )
-        _not_negative(
-            max_redirects=self.max_redirects, retries=self.retries, backoff_seconds=self.backoff_seconds
-        )
+        _not_negative(max_redirects=self.max_redirects, retries=self.retries, backoff_seconds=self.backoff_seconds)
         if not self.user_agent.isprintable() or not self.user_agent.isascii():
             raise InputError("--user-agent", f"must be printable ASCII (found {self.user_agent!r})")
 
