@@ -1,0 +1,108 @@
+"""The command line: parse, call, print. One module a group of commands; no logic.
+
+`main` is the one catcher: what a user can cause ends in a message, a hint and an exit code; a bug keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from curate.errors import CurateError
+
+_GROUPS = ("download", "embed", "score", "filter", "subset", "views", "demo")
+
+app = typer.Typer(
+    name="curate",
+    help="Turn a pool of image-text pairs into a training set, and say why each pair is in it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from curate import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Turn a pool of image-text pairs into a training set, and say why each pair is in it."""
+
+
+for _group in _GROUPS:
+    importlib.import_module(f"curate.cli.{_group}").register(app)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 done, 1 a bug or stopped by the machine, 2 your input, 3 some parts
+    failed, 130 interrupted."""
+    _log_to_stderr()
+    code = 0
+    try:
+        outcome = app(standalone_mode=False)
+        code = outcome if isinstance(outcome, int) else 0
+    except CurateError as error:
+        code = _say(error)
+    except KeyboardInterrupt:
+        code = _interrupted()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if type(error).__module__.startswith("typer"):
+            code = _usage(error)
+        else:
+            raise
+    sys.exit(code)
+
+
+def _say(error: CurateError) -> int:
+    sys.stderr.write(f"curate: {error}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+    return error.exit_code
+
+
+def _usage(error: Exception) -> int:
+    """What typer itself refuses: an unknown option, a missing argument. It has its own words and code."""
+    if type(error).__name__ == "Abort":
+        return _interrupted()
+    show = getattr(error, "show", None)
+    if show is not None:
+        show()
+    else:
+        sys.stderr.write(f"curate: {error}\n")
+    return int(getattr(error, "exit_code", 2))
+
+
+def _interrupted() -> int:
+    sys.stderr.write("\ncurate: interrupted; the same command goes on where this one stopped\n")
+    return 130
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=os.environ.get("CURATE_LOG", "INFO").upper(), handlers=[handler])
+    for loud in ("aiohttp", "asyncio", "PIL", "timm", "open_clip", "httpx", "huggingface_hub", "root"):
+        logging.getLogger(loud).setLevel(logging.WARNING)

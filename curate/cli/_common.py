@@ -1,0 +1,104 @@
+"""What the commands share: options, the default pool, results as tables or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from curate.errors import InputError
+
+if TYPE_CHECKING:
+    from curate.pool import Pool
+
+PoolOption = Annotated[
+    Path | None,
+    typer.Option("--pool", help="The pool's folder.  [default: $CURATE_POOL, else ./pool]", show_default=False),
+]
+WorkOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--work", help="Write here instead of into the pool (for one that is read-only).", show_default=False
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=0, help="Worker processes; 0 works in this one.  [default: one a core]"),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Start long work without asking.")]
+
+
+def pool_path(given: Path | None) -> Path:
+    """The pool's folder: the flag, else `$CURATE_POOL`, else ./pool."""
+    return given or Path(os.environ.get("CURATE_POOL") or "pool")
+
+
+def open_pool(given: Path | None, work: Path | None = None) -> Pool:
+    """The pool that a command works on."""
+    from curate.pool import open_pool as opened
+
+    return opened(pool_path(given), work or (Path(w) if (w := os.environ.get("CURATE_WORK")) else None))
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def workers(given: int | None) -> int:
+    """The number of worker processes: the flag, else `$CURATE_WORKERS`, else one a core."""
+    if given is not None:
+        return given
+    set_ = os.environ.get("CURATE_WORKERS")
+    if set_ is None:
+        return cores()
+    if not set_.isdigit():
+        raise InputError("$CURATE_WORKERS", f"must be a whole number (found {set_!r})")
+    return int(set_)
+
+
+def show(text: str) -> None:
+    """One piece of the result, on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def show_json(value: Any) -> None:
+    """The result as JSON, on stdout."""
+    show(json.dumps({"format": 1, **value}, indent=1, ensure_ascii=False, default=str))
+
+
+def table(rows: Sequence[Sequence[Any]], *, right: Sequence[int] = (), indent: str = "") -> str:
+    """Rows of cells as aligned columns; those in `right` are set to the right, integers with separators."""
+    cells = [[f"{c:,}" if isinstance(c, int) else str(c) for c in row] for row in rows]
+    if not cells:
+        return ""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        (
+            indent
+            + "  ".join(
+                c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
+        ).rstrip()
+        for row in cells
+    )
+
+
+def confirm(what: str, *, yes: bool, hint: str) -> None:
+    """Ask before long work: `--yes` answers, a terminal is asked, elsewhere it is refused (exit 2)."""
+    sys.stderr.write(what + "\n")
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise InputError("curate", "this wants a yes, and there is no terminal to ask at", hint=hint)
+    if not typer.confirm("Go on?", err=True):
+        raise InputError("curate", "not started")

@@ -1,0 +1,260 @@
+"""Recipes: an ordered list of rules, or of groups of judges, from `--rule` texts and TOML files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from curate import plugins, receipts
+from curate.errors import InputError, UnknownName
+from curate.filter_api import Facts, Filter, Judge, Sampler, settings_of
+
+MACHINE_SETTINGS = {"among": ("pool", "left"), "of": ("pool", "left")}
+"""Settings that every judge takes, and that the machine carries out."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A filter with its settings."""
+
+    name: str
+    filter: Filter
+    among: str = "pool"
+    """What a judge's figures are taken over."""
+    of: str | None = None
+    """What a judge's fractions are of; None is the same as `among`."""
+
+    def describe(self) -> dict[str, Any]:
+        """The rule as JSON values; files by their sha256."""
+        said: dict[str, Any] = {"rule": self.name, "settings": settings_of(self.filter)}
+        if isinstance(self.filter, Judge) and (self.among, self.of) != ("pool", None):
+            said |= {"among": self.among, "of": self.of or self.among}
+        return said
+
+    @property
+    def text(self) -> str:
+        """The rule as it is written on the command line, settings that are at their default left out."""
+        said = []
+        for setting in plugins.settings(type(self.filter)):
+            value = getattr(self.filter, setting.name)
+            if value != setting.default and value is not None:
+                said.append(f"{setting.name}={_text(value)}")
+        if isinstance(self.filter, Judge):
+            said += ["among=left"] if self.among == "left" else []
+            said += [f"of={self.of}"] if self.of else []
+        return self.name + (":" + ",".join(said) if said else "")
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Itself: a rule is a group of one."""
+        return (self,)
+
+    def settle(self, pool: Facts) -> Rule:
+        """The rule with what depends on the pool filled in."""
+        with plugins.blamed(self.name, InputError):
+            return replace(self, filter=self.filter.settle(pool))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Judges taken together: `any`, `all` or `not` of them."""
+
+    how: str
+    members: tuple[Rule | Group, ...]
+
+    @property
+    def name(self) -> str:
+        """For tables: `any(clipscore, basic)`."""
+        return f"{self.how}({', '.join(m.name for m in self.members)})"
+
+    @property
+    def text(self) -> str:
+        """The members as they would be written alone."""
+        return f"{self.how}({'; '.join(m.text for m in self.members)})"
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules inside."""
+        return tuple(r for m in self.members for r in m.rules)
+
+    def describe(self) -> dict[str, Any]:
+        """The group as JSON values."""
+        return {self.how: [m.describe() for m in self.members]}
+
+    def settle(self, pool: Facts) -> Group:
+        """The group with what depends on the pool filled in."""
+        return replace(self, members=tuple(m.settle(pool) for m in self.members))
+
+
+Step = Rule | Group
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules in order; each sees what those above left."""
+
+    steps: tuple[Step, ...]
+    keep_same_uid: bool = False
+    """Whether further rows with one uid are kept, as DataComp does, instead of dropped as `same_uid`."""
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that the recipe says."""
+        return receipts.digest(self.describe())
+
+    @property
+    def default_name(self) -> str:
+        """The name of its selection unless the user gives one: the rules and six digits of the digest."""
+        names = "-".join(dict.fromkeys(Path(r.name).stem for s in self.steps for r in s.rules))
+        return f"{names[:60]}-{self.digest[:6]}"
+
+    def describe(self) -> dict[str, Any]:
+        """The recipe as JSON values."""
+        said: dict[str, Any] = {"steps": [s.describe() for s in self.steps]}
+        return said | ({"keep_same_uid": True} if self.keep_same_uid else {})
+
+    def settle(self, pool: Facts) -> Recipe:
+        """The recipe with what depends on the pool filled in. Raises InputError where a rule cannot be."""
+        return replace(self, steps=tuple(s.settle(pool) for s in self.steps))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(_text(v) for v in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    path = getattr(value, "path", None)
+    text = str(path if path is not None else value)
+    return f'"{text}"' if "," in text else text
+
+
+# --- from the command line --------------------------------------------------------------------------------
+
+
+def parse_rule(text: str) -> Rule:
+    """A rule as written after `--rule`: NAME or NAME:key=value,key=value.
+
+    Only the first colon and unquoted commas divide. Raises InputError naming what is wrong.
+    """
+    name, _, rest = text.partition(":")
+    values: dict[str, Any] = {}
+    for item in _split(rest):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--rule {text}", f"{item!r} is not key=value", hint=f"curate rules {name}")
+        if key.strip() in values:
+            raise InputError(f"--rule {text}", f"{key.strip()} is given twice")
+        values[key.strip()] = value.strip().strip('"')
+    return make_rule(name.strip(), values)
+
+
+def _split(text: str) -> list[str]:
+    items, quoted, item = [], False, ""
+    for character in text:
+        if character == '"':
+            quoted = not quoted
+        if character == "," and not quoted:
+            items.append(item)
+            item = ""
+        else:
+            item += character
+    return [i for i in [*items, item] if i.strip()]
+
+
+def make_rule(name: str, values: Mapping[str, Any]) -> Rule:
+    """The rule `name` with these settings; `among` and `of` go to the machine where the filter is a judge."""
+    own = {s.name for s in plugins.settings(plugins.load(name))} if values else set()
+    machine = {k: v for k, v in values.items() if k in MACHINE_SETTINGS and k not in own}
+    for key, value in machine.items():
+        if value not in MACHINE_SETTINGS[key]:
+            raise UnknownName(f"rule {name}", key, str(value), MACHINE_SETTINGS[key])
+    built = plugins.build(name, {k: v for k, v in values.items() if k not in machine})
+    if machine and isinstance(built, Sampler):
+        raise UnknownName(f"rule {name}", "setting", next(iter(machine)), own)
+    return Rule(name, built, **machine)
+
+
+# --- from TOML --------------------------------------------------------------------------------------------
+
+
+def read(name: str) -> Recipe:
+    """The recipe in a TOML file, or the shipped one of this name. Raises InputError naming file and entry."""
+    path = Path(name)
+    if name.endswith(".toml") or path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(name, f"cannot be read ({error})") from error
+        return parse(text, name)
+    known = shipped()
+    if name not in known:
+        raise UnknownName("--recipe", "recipe", name, known, hint="a file's name ends in .toml")
+    return parse(known[name].read_text(encoding="utf-8"), name)
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the filters, by name (`folder/stem`)."""
+    root = Path(str(files(plugins.GROUP))) / "recipes"
+    return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.toml"))}
+
+
+def parse(text: str, where: str) -> Recipe:
+    """A recipe from TOML text: `[[rule]]` tables with `use = NAME` and settings, or `any`/`all`/`not` lists."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(where, f"is not TOML ({error})") from error
+    receipts.check_format(raw, Path(where))
+    known = {"format", "about", "keep_same_uid", "rule"}
+    for key in raw:
+        if key not in known:
+            raise UnknownName(where, "entry", key, known)
+    entries = raw.get("rule", [])
+    if not isinstance(entries, list) or not entries:
+        raise InputError(where, "has no [[rule]]")
+    steps = tuple(_step(e, f"{where}, rule {i}") for i, e in enumerate(entries, 1))
+    return checked(Recipe(steps, bool(raw.get("keep_same_uid", False))), where)
+
+
+def _step(entry: Any, where: str) -> Step:
+    if not isinstance(entry, Mapping):
+        raise InputError(where, f"is not a table (found {entry!r})")
+    groups = [k for k in ("any", "all", "not") if k in entry]
+    if groups:
+        members = tuple(_step(e, f"{where}, {groups[0]} {i}") for i, e in enumerate(entry[groups[0]], 1))
+        if len(entry) > 1 or not members or any(isinstance(r.filter, Sampler) for m in members for r in m.rules):
+            raise InputError(where, f"{groups[0]} takes a list of judges and nothing else")
+        return Group(groups[0], members)
+    if "use" not in entry:
+        raise InputError(
+            where, f"names no rule (found: {', '.join(entry) or 'nothing'})", hint='write use = "NAME"'
+        )
+    try:
+        return make_rule(str(entry["use"]), {k: v for k, v in entry.items() if k != "use"})
+    except InputError as error:
+        raise InputError(where, str(error), hint=error.hint) from error
+
+
+def checked(recipe: Recipe, where: str) -> Recipe:
+    """The recipe, refused where it has no rule."""
+    if not recipe.steps:
+        raise InputError(where, "has no rule", hint="curate filter --rule clipscore")
+    return recipe
+
+
+def compose(rules: Sequence[str], recipes: Sequence[str]) -> Recipe:
+    """One recipe of shipped or written recipes, then `--rule` texts, in that order."""
+    parts = [read(r) for r in recipes]
+    steps = tuple(s for r in parts for s in r.steps) + tuple(parse_rule(r) for r in rules)
+    return checked(Recipe(steps, any(r.keep_same_uid for r in parts)), "curate filter")
