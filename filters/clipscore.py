@@ -1,0 +1,79 @@
+"""The CLIP score: how well the image and its caption agree, as the cosine of their embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, ClassVar
+
+from curate.filter_api import Facts, Figures, InputError, Judge, Need, Similarity, setting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import polars as pl
+
+_DEFAULT_TOP = 0.3
+
+
+@dataclass(frozen=True)
+class ClipScore(Judge):
+    """Keep the samples whose image and caption agree best by a CLIP model (cosine, -1..1, higher is better).
+
+    `top=f` keeps exactly floor(f * N) samples, ties by lowest uid; N counts samples without a score too.
+    `min=c` keeps a cosine of at least c. Neither: top=0.3, the best single rule of DataComp (arXiv
+    2304.14108) with ViT-L-14/openai. LAION used min=0.3 (400M) and min=0.28 (2B-en) with ViT-B-32/openai.
+    `ties=datacomp` cuts as DataComp's code does: at the value of rank floor(f * N) counted from 0, with all
+    that equal it, so at least one more; where fewer samples have a score, all of these stay.
+    """
+
+    reasons: ClassVar[Mapping[str, str]] = {
+        "below_min": "the image-text similarity {value:.4f} is under {min}",
+        "below_top": "the image-text similarity {value:.4f} is not among the top {top}",
+    }
+
+    min: float | None = setting(None, "least cosine, -1..1; instead of top")
+    top: float | None = setting(None, "fraction to keep, over 0 and at most 1; default 0.3")
+    model: str = setting("", "ARCH/PRETRAINED; default: ViT-L-14/openai where the pool has it, else its only one")
+    source: str = setting(
+        "",
+        "where the cosines come from; default: the first that covers every part",
+        choices=("", "column", "published", "own"),
+    )
+    ties: str = setting("uid", "who stays at the cut of top=", choices=("uid", "datacomp"))
+
+    def __post_init__(self) -> None:
+        if self.min is not None and self.top is not None:
+            raise InputError("clipscore", f"min and top exclude each other (found {self.min} and {self.top})")
+        if self.min is not None and not -1 <= self.min <= 1:
+            raise InputError("clipscore", f"min is a cosine, -1..1 (found {self.min})")
+        if self.top is not None and not 0 < self.top <= 1:
+            raise InputError("clipscore", f"top is a fraction over 0 and at most 1 (found {self.top})")
+
+    def settle(self, pool: Facts) -> ClipScore:
+        top = _DEFAULT_TOP if self.min is None and self.top is None else self.top
+        return replace(self, top=top, model=self.model or pool.model("clipscore"))
+
+    def needs(self) -> list[Need]:
+        return [Similarity(self.model, self.source or None)]
+
+    def keep(self, pool: Figures) -> dict[str, pl.Expr]:
+        import polars as pl
+
+        similarity = pl.col("similarity")
+        if self.min is not None:
+            return {"below_min": similarity >= pl.lit(self.min, pl.Float32)}
+        top = _DEFAULT_TOP if self.top is None else self.top
+        if self.ties == "datacomp":
+            # their arithmetic, rounding included: int(len * fraction) in floating point
+            cut = pool.nth_largest(similarity, int(pool.n * top))
+            # no value has that rank: nothing is below the cut, and a null stays null
+            return {"below_top": similarity >= pl.lit(-2.0 if cut is None else cut, pl.Float32)}
+        # a fraction means the decimal that was written: floor(0.29 * 100) is 29, not 28
+        n = int(Fraction(str(top)) * pool.n)
+        return {"below_top": pool.top(similarity, n)}
+
+    def values(self) -> dict[str, pl.Expr]:
+        import polars as pl
+
+        return {"below_min" if self.min is not None else "below_top": pl.col("similarity")}
