@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "CONFIG_KEY",
     "PRECISIONS",
     "TINY",
     "TINY_WEIGHTS",
