@@ -1,0 +1,240 @@
+"""Rows of a list, read again on their own: uid, url, caption, and the list's other columns in their types.
+
+Whatever a cell holds costs at most its row: the row keeps its place and gets a `list_error`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.errors import InputError, PartError
+from curate.fetch import records
+from curate.fetch.records import MARK_EVERY
+from curate.uids import derive_uid, is_uid
+
+OWN = ("uid", "url", "caption", "list_error")
+"""Columns of `read_rows` that it makes itself; the list's others follow."""
+
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a list holds what we need, and the Arrow schema of everything else (serialised)."""
+
+    url: str
+    caption: str | None
+    uid: str | None
+    others: bytes
+
+
+@dataclass(frozen=True)
+class Slice:
+    """`count` rows of one file: after the first `skip` from `position` (a byte; a row in Parquet)."""
+
+    path: Path
+    form: str
+    bytes: int
+    position: int
+    skip: int
+    count: int
+    header: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A range of a list's rows: small, picklable, all that `read_rows` needs."""
+
+    slices: tuple[Slice, ...]
+    columns: Columns
+
+
+def read_rows(rows: Rows) -> pa.Table:
+    """The rows: uid, url, caption (strings, the last two perhaps null), list_error, then the other columns.
+
+    `list_error` is the error code of a row that the list itself spoils: no_url, bad_url, bad_caption or
+    bad_metadata; null for the others. A uid that the list does not give is derived. Raises PartError where a
+    file is not the one that was opened.
+    """
+    others = pa.ipc.read_schema(pa.BufferReader(rows.columns.others))
+    tables = [_read_slice(piece, rows.columns, others) for piece in rows.slices]
+    return pa.concat_tables(tables)
+
+
+def _read_slice(piece: Slice, columns: Columns, others: pa.Schema) -> pa.Table:
+    where = str(piece.path)
+    try:
+        if piece.path.stat().st_size != piece.bytes:
+            raise PartError(where, "is not the list it was when the command began (its size changed)")
+        if piece.form == "parquet":
+            raw, whole = _read_parquet(piece), [True] * piece.count
+        else:
+            raw, whole = _read_text(piece, columns, others)
+    except (pa.ArrowException, OSError, InputError) as error:
+        what = error.what if isinstance(error, InputError) else str(error).splitlines()[0]
+        raise PartError(where, f"cannot be read ({what})") from error
+    if len(raw) != piece.count:
+        raise PartError(where, f"has fewer rows than when the command began ({len(raw):,} of {piece.count:,})")
+    urls, captions, errors, uids = [], [], [], []
+    texts = [_texts(raw, name) for name in (columns.url, columns.caption, columns.uid)]
+    for url, caption, uid, complete in zip(*texts, whole, strict=True):
+        clean_url, clean_caption = _clean(url), _clean(caption)
+        given = (_clean(uid) or "").strip().lower()
+        urls.append(clean_url)
+        captions.append(clean_caption if clean_caption == caption else None)
+        errors.append(_error(complete, url, clean_url, caption, clean_caption, given))
+        uids.append(given if is_uid(given) else derive_uid(clean_url or "", captions[-1]))
+    return _table((uids, urls, captions, errors), others, _others(raw, others))
+
+
+def _error(
+    complete: bool, url: str | None, clean_url: str | None, caption: str | None, clean: str | None, uid: str
+) -> str | None:
+    if not complete:
+        return "bad_metadata"
+    if not url or not url.strip():
+        return "no_url"
+    if url != clean_url:
+        return "bad_url"
+    if caption != clean:
+        return "bad_caption"
+    return "bad_metadata" if uid and not is_uid(uid) else None
+
+
+def _table(own: Sequence[Sequence[str | None]], others: pa.Schema, arrays: list[Any]) -> pa.Table:
+    """OWN, then the list's columns; one that has a name of OWN is kept as `list_<name>`."""
+    names = [*OWN, *(f"list_{name}" if name in OWN else name for name in others.names)]
+    return pa.table([*(pa.array(values, pa.string()) for values in own), *arrays], names=names)
+
+
+def _read_parquet(piece: Slice) -> pa.Table:
+    """The rows of a slice, from the row groups that hold them, a batch at a time."""
+    with pq.ParquetFile(piece.path) as file:
+        first = 0
+        groups: list[int] = []
+        start, stop = piece.position, piece.position + piece.count
+        offset = 0
+        for group in range(file.metadata.num_row_groups):
+            last = first + file.metadata.row_group(group).num_rows
+            if first < stop and last > start:
+                if not groups:
+                    offset = first
+                groups.append(group)
+            first = last
+        batches = []
+        for batch in file.iter_batches(batch_size=MARK_EVERY, row_groups=groups):
+            low, high = max(start - offset, 0), min(stop - offset, len(batch))
+            if low < high:
+                batches.append(batch.slice(low, high - low))
+            offset += len(batch)
+            if offset >= stop:
+                break
+        return pa.Table.from_batches(batches, file.schema_arrow).replace_schema_metadata()
+
+
+def _read_text(piece: Slice, columns: Columns, others: pa.Schema) -> tuple[pa.Table, list[bool]]:
+    """The rows of a slice, bytes that are not UTF-8 in binary columns; and whether each is in its format."""
+    found = records.read(piece.path, piece.form, piece.position, piece.skip, piece.count, piece.header)
+    needed = [n for n in (columns.url, columns.caption, columns.uid) if n]
+    arrays: dict[str, pa.Array] = {}
+    for name in needed:
+        cells = (records.as_type(record.get(name), "string") for record in found)
+        arrays[name] = pa.array([None if c is None else _octets(c) for c in cells], pa.binary())
+    for field in others:
+        if field.name not in piece.header:
+            continue
+        kind = _kind(field.type)
+        values = [records.as_type(record.get(field.name), kind) for record in found]
+        if kind == "string":
+            arrays[field.name] = pa.array([None if v is None else _octets(v) for v in values], pa.binary())
+        else:
+            arrays[field.name] = pa.array(values, field.type)
+    return pa.table(arrays), [bool(record) for record in found]
+
+
+def _octets(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape") if text.isascii() or _encodes(text) else b"\xff"
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can say and UTF-8 cannot
+        return False
+    return True
+
+
+def _texts(table: pa.Table, name: str | None) -> list[str | None]:
+    """The column as texts, bytes that are not UTF-8 as lone surrogates; nulls where there is none."""
+    if name is None or name not in table.column_names:
+        return [None] * len(table)
+    column = _plain(table[name])
+    if not is_text(column.type) and not _is_binary(column.type):
+        column = column.cast(pa.string())
+    if is_text(column.type) and _valid(column):
+        values: list[str | None] = column.to_pylist()
+        return values
+    return [
+        None if v is None else v.decode("utf-8", "surrogateescape")
+        for v in column.cast(pa.large_binary()).to_pylist()
+    ]
+
+
+def _clean(text: str | None) -> str | None:
+    """`text` with a replacement character for what was not UTF-8."""
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _others(raw: pa.Table, schema: pa.Schema) -> list[Any]:
+    """The columns of `schema` in its types: missing ones null, texts repaired where they are not UTF-8."""
+    arrays = []
+    for field in schema:
+        if field.name not in raw.column_names:
+            arrays.append(pa.nulls(len(raw), field.type))
+        elif is_text(field.type):
+            texts = [_clean(t) for t in _texts(raw, field.name)]
+            arrays.append(pa.array(texts, field.type))
+        else:
+            arrays.append(raw[field.name].cast(field.type))
+    return arrays
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type holds strings, plain or dictionary-coded."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(test(kind) for test in _TEXT)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in _BINARY)
+
+
+def _kind(kind: pa.DataType) -> str:
+    """The nearest of the types that text formats have."""
+    if pa.types.is_boolean(kind):
+        return "bool"
+    if pa.types.is_integer(kind):
+        return "int64"
+    return "double" if pa.types.is_floating(kind) else "string"
+
+
+def _valid(column: pa.ChunkedArray) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowException:
+        return False
+    return True
