@@ -90,7 +90,8 @@ def _twins(blocks: Blocks, rows: Int64, hashes: npt.NDArray[np.uint64]) -> tuple
     """Among ascending `rows` the pairs (first, other) of equal values. Equal hashes are verified, so that a
     collision can hide an equality from this function but never make one."""
     order = np.argsort(hashes, kind="stable")
-    same = np.concatenate(([False], hashes[order[1:]] == hashes[order[:-1]]))
+    same = np.zeros(len(order), np.bool_)
+    same[1:] = hashes[order[1:]] == hashes[order[:-1]]
     head = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
     first, other = rows[order[head[same]]], rows[order[same]]
     by_other = np.argsort(other)
