@@ -262,9 +262,7 @@ class Left(Protocol):
     def frame(self) -> pl.LazyFrame:
         """Column `uid` and the columns that were asked for; a null is a value that is not there."""
 
-    def vectors(
-        self, model: str, side: str
-    ) -> tuple[npt.NDArray[np.bool_], Iterator[npt.NDArray[np.float32]]]:
+    def vectors(self, model: str, side: str) -> tuple[npt.NDArray[np.bool_], Iterator[npt.NDArray[np.float32]]]:
         """Which rows have a vector, and all rows (zeros where none) as consecutive blocks, float32."""
 
     def neighbours(
@@ -339,8 +337,8 @@ class Batch:
     columns: Mapping[str, Sequence[Any]]
     vectors: Mapping[tuple[str, str], npt.NDArray[np.float32]]
     """(model, side) to rows x dim, L2-normalised."""
-    images: Sequence[npt.NDArray[Any]]
-    """What `prepare` made of each image."""
+    images: npt.NDArray[Any]
+    """What `prepare` made of each image, stacked: rows x its shape. Empty unless pixels are asked for."""
 
     def __len__(self) -> int:
         return len(self.uid)

@@ -72,9 +72,7 @@ def parse(name: str, pretrained: Path | None = None) -> ModelSpec:
         raise InputError(f"model {name}", "no such file", hint="give a weights file or ARCH/PRETRAINED")
     if slash or pretrained is not None:
         raise UnknownName(f"model {name}", "architecture", arch, known)
-    raise UnknownName(
-        f"model {name}", "model", name, [TINY, *known], hint="write ARCH/PRETRAINED, tiny or a file"
-    )
+    raise UnknownName(f"model {name}", "model", name, [TINY, *known], hint="write ARCH/PRETRAINED, tiny or a file")
 
 
 def _arch_tag(arch: str, tag: str) -> ModelSpec:
@@ -112,9 +110,7 @@ def _weights_in(folder: Path) -> Path:
     if usual or len(found) == 1:
         return (usual or found)[0]
     listed = ", ".join(p.name for p in found) or "none"
-    raise InputError(
-        f"model {folder}", f"not one weights file (found: {listed})", hint="name the file itself"
-    )
+    raise InputError(f"model {folder}", f"not one weights file (found: {listed})", hint="name the file itself")
 
 
 def _safe(stem: str) -> str:

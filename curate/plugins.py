@@ -136,7 +136,7 @@ def settings(cls: type[Filter]) -> list[Setting]:
     """The settings of a filter class, in the order of its fields."""
     if "__dataclass_fields__" not in vars(cls):
         raise InputError(f"rule {cls.__name__}", "is not a dataclass")
-    hints = typing.get_type_hints(cls)
+    hints = _field_types(cls)
     return [
         Setting(
             f.name,
@@ -145,8 +145,17 @@ def settings(cls: type[Filter]) -> list[Setting]:
             f.metadata.get("help", ""),
             f.metadata.get("choices", ()),
         )
-        for f in dataclasses.fields(cls)
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]  # it is one: checked above
     ]
+
+
+def _field_types(cls: type[Filter]) -> dict[str, Any]:
+    """The types of the fields alone: class variables may name what only a type checker imports."""
+
+    def probe() -> None: ...
+
+    probe.__annotations__ = {f.name: f.type for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return typing.get_type_hints(probe, vars(sys.modules[cls.__module__]))
 
 
 def build(name: str, values: Mapping[str, Any]) -> Filter:

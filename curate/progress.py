@@ -19,9 +19,7 @@ INTERVAL = 30.0
 class Progress:
     """Counts samples done and failed of a known total; knows rate and time left."""
 
-    def __init__(
-        self, title: str, total: int, *, unit: str = "samples", stream: TextIO | None = None
-    ) -> None:
+    def __init__(self, title: str, total: int, *, unit: str = "samples", stream: TextIO | None = None) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = self.failed = 0
         self._stream = stream or sys.stderr

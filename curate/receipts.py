@@ -311,11 +311,14 @@ def write_file(path: Path, data: bytes) -> None:
     _fsync_folder(path.parent)
 
 
+def json_bytes(value: Any) -> bytes:
+    """`value` as indented JSON text."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, through `write_file`."""
-    write_file(
-        path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-    )
+    write_file(path, json_bytes(value))
 
 
 def remove_part(folder: Path, part: str) -> None:

@@ -48,6 +48,10 @@ class Rule:
             said += [f"of={self.of}"] if self.of else []
         return self.name + (":" + ",".join(said) if said else "")
 
+    def sentences(self) -> dict[str, str]:
+        """Reason to sentence with the settings filled in; `{value}` and `{of}` stay to be filled."""
+        return {reason: _filled(text, self.filter) for reason, text in self.filter.reasons.items()}
+
     @property
     def rules(self) -> tuple[Rule, ...]:
         """Itself: a rule is a group of one."""
@@ -133,6 +137,26 @@ def _text(value: Any) -> str:
     path = getattr(value, "path", None)
     text = str(path if path is not None else value)
     return f'"{text}"' if "," in text else text
+
+
+class _Values(dict[str, Any]):
+    """Fields of a sentence: settings are filled in, `value` and `of` come back as they stand."""
+
+    def __missing__(self, key: str) -> Any:
+        return _Later(key)
+
+
+class _Later:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __format__(self, form: str) -> str:
+        return "{" + self.name + (f":{form}" if form else "") + "}"
+
+
+def _filled(text: str, filter_: Filter) -> str:
+    values = {s.name: _text(getattr(filter_, s.name)) for s in plugins.settings(type(filter_))}
+    return text.format_map(_Values(values))
 
 
 # --- from the command line --------------------------------------------------------------------------------

@@ -67,9 +67,7 @@ class Summary:
         )
 
 
-def run(
-    stage: str, version: int, tasks: Sequence[Task], *, workers: int, title: str | None = None
-) -> Summary:
+def run(stage: str, version: int, tasks: Sequence[Task], *, workers: int, title: str | None = None) -> Summary:
     """Do every task whose receipt does not match yet, and count all.
 
     A failed part is named in `Summary.failed`; a full disk or a bug in our code stops the run. A part that
@@ -95,6 +93,12 @@ def run(
     return summary
 
 
+def pending(stage: str, version: int, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks that `run` would do: those without a matching receipt or with a missing output."""
+    found = ((t, receipts.read_receipt(t.folder, t.part)) for t in tasks)
+    return [t for t, receipt in found if not (receipt and _matches(receipt, stage, version, t))]
+
+
 def _matches(receipt: Receipt, stage: str, version: int, task: Task) -> bool:
     same = (receipt.stage, receipt.version) == (stage, version)
     return same and receipt.fingerprint == receipts.digest(task.what) and not receipt.missing(task.folder)
@@ -104,9 +108,7 @@ def _say_changes(stage: str, changed: list[tuple[Receipt, Task]]) -> None:
     if changed:
         before, task = changed[0]
         names = sorted(k for k in {*before.what, *task.what} if before.what.get(k) != task.what.get(k))
-        log.warning(
-            "%s: %d parts are redone, because these changed: %s", stage, len(changed), ", ".join(names)
-        )
+        log.warning("%s: %d parts are redone, because these changed: %s", stage, len(changed), ", ".join(names))
 
 
 def _work(summary: Summary, stage: str, version: int, tasks: list[Task], workers: int, title: str) -> None:

@@ -178,9 +178,7 @@ def _size(block: bytes, where: str, position: int) -> int:
 
 def _name(block: bytes) -> str:
     name = block[:100].split(b"\0", 1)[0]
-    prefix = (
-        block[345:500].split(b"\0", 1)[0] if block[257:262] == b"ustar" and block[263:265] == b"00" else b""
-    )
+    prefix = block[345:500].split(b"\0", 1)[0] if block[257:262] == b"ustar" and block[263:265] == b"00" else b""
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
 
 
@@ -255,9 +253,7 @@ def sample_members(data: Any, offset: int, length: int, where: str = "tar") -> d
     """Extension to bytes of the sample whose run of blocks lies at `offset` in `data`."""
     run = data[offset : offset + length]
     if len(run) < length:
-        raise PartError(
-            where, f"is cut short (a sample at byte {offset:,} has {len(run):,} of {length:,} bytes)"
-        )
+        raise PartError(where, f"is cut short (a sample at byte {offset:,} has {len(run):,} of {length:,} bytes)")
     return {split_name(m.name)[1]: bytes(run[m.offset : m.offset + m.size]) for m in members(run, where)}
 
 

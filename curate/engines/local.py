@@ -151,9 +151,7 @@ class _Pool:
         fresh = self._start()
         self.workers[self.workers.index(worker)] = fresh
         name = self.calls[index].name
-        cause = (
-            f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        )
+        cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         if self.tries[index] < TRIES:
             logging.getLogger("curate").warning("%s: its worker died (%s); trying again", name, cause)
             self.waiting.appendleft(index)

@@ -130,7 +130,8 @@ class Pool:
         for name in columns:
             source = column_in(there, name)
             if source is None:
-                self._need_column(name, name in maybe)
+                if name not in maybe:
+                    self.need_column(name, str(self.layout.root))
                 chosen.append(pl.lit(None).alias(name))
             else:
                 chosen.append(pl.col(source).alias(name))
@@ -140,9 +141,15 @@ class Pool:
         floats = pl.selectors.float()
         return frame.select(chosen).with_columns(floats.fill_nan(None)) if chosen else frame.select(chosen)
 
-    def _need_column(self, name: str, optional: bool) -> None:
-        if not optional and name not in self.columns:
-            raise UnknownName(str(self.layout.root), "column", name, self.columns)
+    def need_column(self, name: str, where: str) -> None:
+        """Raise InputError, naming the columns that are there, unless some part has this one."""
+        if name not in self.columns:
+            raise UnknownName(where, "column", name, self.columns)
+
+    def forget(self) -> None:
+        """Look again at what lies on disk: models and derived tables may have been added."""
+        for name in [n for n in vars(self) if n not in ("layout", "kind")]:
+            del vars(self)[name]
 
     def failed(self, part: Part) -> pl.Series:
         """The error code of each sample that has no image here, else null; a String series of the part's rows."""

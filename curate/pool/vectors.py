@@ -1,0 +1,117 @@
+"""Where a model's vectors of this pool lie: published beside the metadata, or embedded here per shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curate import receipts
+from curate.errors import PartError
+from curate.pool import Pool
+from curate.pool.names import PUBLISHED
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import polars as pl
+
+
+@dataclass(frozen=True)
+class VectorSource:
+    """One model's vectors of one side, a file a part.
+
+    `per` is `part` where rows are those of the pool's parts, `shard` where they are those of its shards'.
+    """
+
+    pool: Pool
+    model: str
+    side: str
+    kind: str
+    """`published` (npz) or `own` (npy)."""
+
+    @property
+    def per(self) -> str:
+        """Which parts the files go with."""
+        return "shard" if self.kind == "own" and self.pool.joined else "part"
+
+    @property
+    def names(self) -> list[str]:
+        """The parts that there are files for, or should be."""
+        return [s.name for s in self.pool.shards] if self.kind == "own" else [p.name for p in self.pool.parts]
+
+    def array(self, part: str) -> npt.NDArray[Any]:
+        """rows x dim, float16, L2-normalised, mapped. Raises PartError where it is missing or not that."""
+        import numpy as np
+
+        from curate.pool import npz
+
+        path = self._path(part)
+        if self.kind == "published":
+            names = PUBLISHED[self.model]
+            array = npz.member(path, names.image if self.side == "image" else names.text)
+        else:
+            try:
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise PartError(str(path), f"cannot be read ({error})", hint=self._remedy()) from error
+        if array.ndim != 2 or array.dtype.kind != "f":
+            raise PartError(str(path), f"is not a matrix of floats ({array.dtype}, shape {array.shape})")
+        return array
+
+    def codes(self, part: str) -> pl.Series:
+        """The error code of each row that has no vector, else null."""
+        import polars as pl
+
+        if self.kind == "published":
+            return pl.Series([None] * len(self.array(part)), dtype=pl.String)
+        path = self.folder / f"{part}.parquet"
+        column = "error_code" if self.side == "image" else "text_error_code"
+        if not path.is_file():
+            raise PartError(str(path), "is missing", hint=self._remedy())
+        return pl.read_parquet(path, columns=[column], glob=False)[column].cast(pl.String)
+
+    def identity(self, part: str) -> str:
+        """What the vectors of a part are known by."""
+        if self.kind == "published":
+            return receipts.digest(receipts.file_identity(self._path(part)))
+        receipt = receipts.read_receipt(self.folder, part)
+        if receipt is None:
+            raise PartError(f"{self.folder}/{part}", "has no receipt", hint=self._remedy())
+        return receipt.identity
+
+    @property
+    def folder(self) -> Path:
+        """The folder of our own vectors."""
+        return self.pool.layout.embeddings(self.pool.embedded[self.model])
+
+    def _path(self, part: str) -> Path:
+        if self.kind == "own":
+            return self.folder / f"{part}.{self.side}.npy"
+        found = next((p.npz for p in self.pool.parts if p.name == part), None)
+        if found is None:
+            raise PartError(part, "has no npz of published vectors")
+        return found
+
+    def _remedy(self) -> str:
+        return f"curate embed --pool {self.pool.layout.root} --model {self.model}"
+
+
+def find(pool: Pool, model: str, side: str) -> VectorSource | None:
+    """The vectors of `model`: published where every part has them, else our own, else None."""
+    if published(pool, model):
+        return VectorSource(pool, model, side, "published")
+    if model in pool.embedded:
+        return VectorSource(pool, model, side, "own")
+    return None
+
+
+def published(pool: Pool, model: str) -> bool:
+    """Whether every part has published vectors of `model`, image and text."""
+    from curate.pool import npz
+
+    names = PUBLISHED.get(model)
+    return (
+        names is not None
+        and bool(pool.parts)
+        and all(p.npz is not None and {names.image, names.text} <= set(npz.names(p.npz)) for p in pool.parts)
+    )

@@ -1,0 +1,275 @@
+"""`filter`: a recipe over a pool becomes a selection; the decision on every sample, the kept uids, the funnel."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from curate import __version__, receipts, runner, scales, selection
+from curate.engines import local
+from curate.errors import InputError
+from curate.filter_api import Column, Score
+from curate.pool import Pool, adopt
+from curate.recipe import Recipe
+from curate.selection import STAGE, VERSION, WHOLE, Selection
+from curate.shards import write_table
+from curate.stages import decide, needs
+from curate.stages.decide import Decisions
+from curate.stages.needs import Means, Work
+from curate.stages.samples import Mask, PoolFacts, Samples
+
+log = logging.getLogger("curate.filter")
+
+Allow = Callable[[Work], None]
+"""Raises InputError where a pass over pixels may not start."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `curate filter` was asked for."""
+
+    recipe: Recipe
+    name: str | None = None
+    scale: str | None = None
+    seed: int = 0
+    means: Means = field(default_factory=Means)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A selection, and whether it was there already."""
+
+    selection: Selection
+    failed_parts: Mapping[str, str]
+    reused: bool
+
+
+def settle(pool: Pool, recipe: Recipe, means: Means) -> tuple[Pool, Recipe]:
+    """The pool with foreign shards adopted where the rules need them, and the recipe with its defaults filled in.
+
+    Raises InputError for a column that no part has, before anything is computed.
+    """
+    if not pool.joined or not pool.columns >= {"uid"} or _needs_shards(recipe):
+        pool = adopt.adopt(pool, workers=means.workers)
+    settled = recipe.settle(PoolFacts(pool))
+    for step in settled:
+        for rule in step.rules:
+            for need in rule.filter.needs():
+                for column in [need, *(need.scorer.needs() if isinstance(need, Score) else [])]:
+                    if isinstance(column, Column) and not column.optional and pool.rows:
+                        pool.need_column(column.name, f"rule {rule.name}")
+    return pool, settled
+
+
+def _needs_shards(recipe: Recipe) -> bool:
+    return any(not isinstance(n, Column) for s in recipe for r in s.rules for n in r.filter.needs())
+
+
+def dry_run(pool: Pool, recipe: Recipe, means: Means) -> tuple[list[Work], bool]:
+    """The work that could start now, and whether more would follow that is computed from it."""
+    pool, recipe = settle(pool, recipe, means)
+    found: list[Work] = []
+    try:
+        for todo in needs.plan(pool, recipe, means):
+            found.append(todo)  # noqa: PERF402 - what was found stays when the next needs it done
+    except InputError:
+        if not found:
+            raise
+        return found, True
+    return found, False
+
+
+def compute(pool: Pool, recipe: Recipe, means: Means) -> list[tuple[str, runner.Summary]]:
+    """Make all that the recipe's rules need, without judging anything; what was made, and its counts."""
+    pool, recipe = settle(pool, recipe, means)
+    made = []
+    for todo in needs.plan(pool, recipe, means):
+        made.append((todo.what, todo.run()))
+        pool.forget()
+    return made
+
+
+def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
+    """The selection that the recipe leaves of the pool; what its rules need is made first, where `allow` lets it.
+
+    The same recipe over the same pool again is read back, not made again. Parts whose table cannot be read are
+    left out and named.
+    """
+    pool, recipe = settle(pool, request.recipe, request.means)
+    if not pool.rows:
+        raise InputError(str(pool.layout.root), "has no samples", hint="curate status says what is there")
+    failed = {name: str(error) for name, error in pool.unreadable.items()}
+    for todo in needs.plan(pool, recipe, request.means):
+        if todo.pixels:
+            allow(todo)
+        summary = todo.run()
+        failed |= {name: str(error) for name, error in summary.failed.items()}
+        # what was computed is found by the next need through the same pool
+        pool.forget()
+    name = request.name or recipe.default_name
+    what = _fingerprint(pool, recipe, request)
+    folder = pool.layout.selection(name)
+    with receipts.lock(folder / "selection.lock"):
+        found = receipts.read_receipt(folder, WHOLE)
+        if found and found.fingerprint == receipts.digest(what) and not found.missing(folder):
+            selection.point_at(pool.layout, name)
+            return Outcome(selection.load(pool.layout, name), failed, True)
+        _make(pool, recipe, request, name, what, failed)
+    selection.point_at(pool.layout, name)
+    return Outcome(selection.load(pool.layout, name), failed, False)
+
+
+def _fingerprint(pool: Pool, recipe: Recipe, request: Request) -> dict[str, Any]:
+    return {
+        "recipe": recipe.describe(),
+        "pool": pool.identity(),
+        "inputs": _inputs(pool, recipe),
+        "scale": request.scale,
+        "seed": request.seed,
+        "versions": VERSION,
+    }
+
+
+def _inputs(pool: Pool, recipe: Recipe) -> dict[str, str]:
+    """The identity of every score and embedding that the rules read."""
+    samples = Samples(pool)
+    read = {}
+    for step in recipe:
+        for rule in step.rules:
+            for folder in samples.folders(list(rule.filter.needs())):
+                known = {part: r.identity for part, r in receipts.receipts(folder).items()}
+                read[folder.name] = receipts.digest(known)
+    return read
+
+
+def _make(
+    pool: Pool, recipe: Recipe, request: Request, name: str, what: Mapping[str, Any], failed: Mapping[str, str]
+) -> None:
+    samples = Samples(pool)
+    inside = _inside(samples, request)
+    decisions = decide.decide(samples, recipe, inside=inside)
+    folder = pool.layout.selection(name)
+    tasks = [
+        runner.Task(
+            part.name, folder / "decisions", dict(what), _write_part, (decisions, index), pool.rows[part.name]
+        )
+        for index, part in enumerate(samples.parts)
+    ]
+    summary = runner.run(STAGE, VERSION, tasks, workers=0, title="decisions")
+    summary.raise_failed()
+    counts = {k: summary.counts[k] for k in ("samples", "kept", "dropped", "unjudged")}
+    runner.check_counts("filter", counts)
+    raw = {
+        "format": receipts.FORMAT,
+        "name": name,
+        "recipe": recipe.describe(),
+        "rules": [s.text for s in recipe],
+        "sentences": _sentences(recipe, decisions),
+        "scale": request.scale,
+        "seed": request.seed,
+        "counts": counts,
+        "copies": int(decisions.copies.sum(dtype=np.int64)),
+        "funnel": decisions.funnel,
+        "failed_parts": dict(failed),
+        "pool": pool.identity(),
+        "parts": {p.name: pool.rows[p.name] for p in samples.parts},
+        "versions": {"curate": __version__},
+    }
+    output = receipts.Output(STAGE, VERSION, WHOLE, folder, what)
+    try:
+        _write_uids(output, samples, decisions)
+        output.write("selection.json", receipts.json_bytes(raw))
+        output.commit(counts)
+    finally:
+        output.abandon()
+
+
+def _inside(samples: Samples, request: Request) -> Mask | None:
+    if request.scale is None:
+        return None
+    return scales.scale_pool(samples.uids, scales.scale(request.scale), request.seed)
+
+
+def _sentences(recipe: Recipe, decisions: Decisions) -> dict[str, dict[str, str]]:
+    """Rule to reason to sentence, the settings already filled in; {value} and {of} are left to fill."""
+    said: dict[str, dict[str, str]] = {
+        decide.SAME_UID: {decide.SAME_UID: "another sample of the pool has this uid"},
+        "scale": {decide.OUTSIDE: "outside of the scale's pool"},
+    }
+    names = iter([line["rule"] for line in decisions.funnel if line["rule"] not in said])
+    for step in recipe:
+        said[next(names)] = {reason: text for rule in step.rules for reason, text in rule.sentences().items()} | {
+            "no_member_keeps": "none of the group's rules keeps it",
+            "members_keep": "the group's rules keep it",
+        }
+    return said
+
+
+def _write_part(output: receipts.Output, tick: local.Tick, decisions: Decisions, index: int) -> Mapping[str, int]:
+    samples = decisions.samples
+    part, span = samples.parts[index], samples.span(index)
+    rule = _words(decisions.rule[span], decisions.rules)
+    reason = _words(decisions.reason[span], decisions.reasons)
+    code = _words(decisions.code[span], decisions.codes)
+    value = pl.Series(decisions.value[span])
+    table = pl.DataFrame(
+        {
+            "rule": rule,
+            "reason": reason,
+            "error_code": code,
+            "value": pl.select(pl.when(value.is_not_nan()).then(value)).to_series(),
+            "copies": decisions.copies[span],
+            "of": _of(decisions, span),
+        }
+    )
+    write_table(output, f"{part.name}.parquet", _dictionaries(table))
+    tick(len(table), 0)
+    kept = int(rule.null_count())
+    unjudged = len(table) - int(code.null_count())
+    return {"samples": len(table), "kept": kept, "unjudged": unjudged, "dropped": len(table) - kept - unjudged}
+
+
+def _dictionaries(table: pl.DataFrame) -> Any:
+    import pyarrow as pa
+
+    arrow = table.to_arrow()
+    for name in ("rule", "reason", "error_code"):
+        at = arrow.schema.get_field_index(name)
+        coded = arrow.column(name).cast(pa.string()).combine_chunks().dictionary_encode()
+        arrow = arrow.set_column(at, name, coded)
+    return arrow
+
+
+def _words(numbers: npt.NDArray[np.int16], words: decide.Words) -> pl.Series:
+    table = pl.Series(words.words, dtype=pl.String)
+    index = pl.Series(numbers)
+    return table.gather(pl.select(pl.when(index >= 0).then(index)).to_series().cast(pl.UInt32))
+
+
+def _of(decisions: Decisions, span: slice) -> pl.Series:
+    if decisions.of is None:
+        return pl.Series([None] * (span.stop - span.start), dtype=pl.Binary)
+    rows = decisions.of[span]
+    pairs = decisions.samples.uids[np.maximum(rows, 0)]
+    octets = np.stack([pairs["f0"], pairs["f1"]], axis=1).astype(">u8").view("S16").ravel()
+    held = [bytes(o.ljust(16, b"\0")) if r >= 0 else None for r, o in zip(rows, octets, strict=True)]
+    return pl.Series(held, dtype=pl.Binary)
+
+
+def _write_uids(output: receipts.Output, samples: Samples, decisions: Decisions) -> None:
+    rows = samples.order[decisions.copies[samples.order] > 0]
+    pairs = np.repeat(samples.uids[rows], decisions.copies[rows])
+    sink = output.open("uids.npy")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": pairs.dtype.descr, "fortran_order": False, "shape": pairs.shape}
+    )
+    sink.write(header.getvalue())
+    sink.write(np.ascontiguousarray(pairs).view(np.uint8).data)

@@ -1,0 +1,161 @@
+"""What a recipe needs and the pool has not: found, timed, announced, and made.
+
+What columns, captions and vectors give is computed at once. A pass over pixels is announced with its rows and
+time; over ten minutes it wants a yes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from curate import models, runner
+from curate.errors import InputError
+from curate.filter_api import Batch, Need, Neighbours, Score, Scorer, Similarity, Vectors
+from curate.pool import Pool, need_shards, vectors
+from curate.progress import span
+from curate.recipe import Recipe
+from curate.stages import embed, score
+from curate.stages.samples import similarity_source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ASK_FROM = 600.0
+"""Seconds of work over pixels from which `filter` asks first."""
+CALIBRATION = 8
+"""Images that a rate is measured on."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing to compute before the rules can run."""
+
+    what: str
+    rows: int
+    pixels: bool
+    command: str
+    run: Callable[[], runner.Summary]
+    measure: Callable[[], float]
+    """Seconds that it will take, measured on a few samples."""
+
+    def describe(self) -> str:
+        """For the terminal."""
+        return f"{self.what} on {self.rows:,} samples"
+
+
+@dataclass(frozen=True)
+class Means:
+    """What work may use."""
+
+    device: str = "auto"
+    workers: int = 1
+
+
+def plan(pool: Pool, recipe: Recipe, means: Means) -> Iterator[Work]:
+    """The work that the recipe's rules need, each once, in order: embeddings before what is computed from them.
+
+    A generator: what comes later is found when the earlier is done, because it may be computed from it.
+    """
+    done: set[str] = set()
+    for step in recipe:
+        for rule in step.rules:
+            for need in rule.filter.needs():
+                for work in _for_need(pool, rule.name, need, means):
+                    if work.command not in done:
+                        done.add(work.command)
+                        yield work
+
+
+def _for_need(pool: Pool, rule: str, need: Need, means: Means) -> Iterator[Work]:
+    if isinstance(need, Similarity):
+        source = similarity_source(pool, need)
+        if source in (None, "own"):
+            yield from _embed(pool, need.model, means)
+        elif source == "published":
+            yield from _score(pool, rule, score.PairSimilarity(need.model), means)
+    elif isinstance(need, (Vectors, Neighbours)):
+        if not vectors.published(pool, need.model):
+            yield from _embed(pool, need.model, means)
+    elif isinstance(need, Score):
+        for inner in need.scorer.needs():
+            yield from _for_need(pool, rule, inner, means)
+        yield from _score(pool, rule, need.scorer, means)
+
+
+def _embed(pool: Pool, model: str, means: Means) -> Iterator[Work]:
+    need_shards(pool)
+    spec = models.parse(model)
+    rows = embed.pending(pool, spec)
+    if rows:
+        yield Work(
+            f"embed {spec.name}",
+            rows,
+            True,
+            f"curate embed --pool {pool.layout.root} --model {spec.name}",
+            lambda: embed.embed(pool, spec, device=means.device, workers=means.workers),
+            lambda: rows * _embed_seconds(spec, means),
+        )
+
+
+def _embed_seconds(spec: models.ModelSpec, means: Means) -> float:
+    import numpy as np
+
+    model = embed.load(spec, means.device, "auto")
+    height, width = np.asarray(model.prepare(_picture())).shape[:2]
+    images = np.full((CALIBRATION, height, width, 3), 127, dtype=np.uint8)
+    texts = ["a photo of a red bicycle"] * CALIBRATION
+
+    def forward() -> None:
+        model.encode_images(images)
+        model.encode_texts(texts)
+
+    return _timed(forward) / CALIBRATION + _DECODE / max(means.workers, 1)
+
+
+def _picture() -> Image:
+    from PIL import Image
+
+    return Image.new("RGB", (384, 288), (120, 90, 60))
+
+
+_DECODE = 0.004
+"""Seconds one core takes to decode and resize an image of 512 px."""
+
+
+def _score(pool: Pool, rule: str, scorer: Scorer, means: Means) -> Iterator[Work]:
+    rows = score.pending(pool, scorer)
+    if rows:
+        pixels = score.over_pixels(scorer)
+        yield Work(
+            f"score {scorer.name}",
+            rows,
+            pixels,
+            f"curate score --pool {pool.layout.root} --rule {rule}",
+            lambda: score.score(pool, scorer, device=means.device, workers=means.workers),
+            lambda: rows * (_score_seconds(scorer, means) if pixels else 0.0),
+        )
+
+
+def _score_seconds(scorer: Scorer, means: Means) -> float:
+    import numpy as np
+
+    image = scorer.prepare(_picture())
+    compute = scorer.open(means.device)
+    batch = Batch(["0" * 32] * CALIBRATION, {}, {}, np.stack([image] * CALIBRATION))
+    return _timed(lambda: compute(batch)) / CALIBRATION + _DECODE / max(means.workers, 1)
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    call()  # the first one also warms up
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def refuse(work: Work, seconds: float | None) -> InputError:
+    """The refusal of work over pixels that was not allowed, with the command that does it."""
+    takes = f", about {span(seconds)}" if seconds is not None else ""
+    return InputError("curate filter", f"needs {work.describe()}{takes}", hint=f"{work.command}, or --yes")

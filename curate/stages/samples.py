@@ -1,0 +1,309 @@
+"""What rules see of a pool: its samples as frames a part, figures over all, and what is left for a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from curate import uids
+from curate.errors import InputError
+from curate.filter_api import Column, Filter, Need, Neighbours, Score, Similarity, Vectors, chance
+from curate.pool import FAILED, Part, Pool, vectors
+from curate.pool.join import Join, Results
+from curate.pool.names import PUBLISHED
+from curate.stages import score
+
+if TYPE_CHECKING:
+    from curate.vectors.blocks import Blocks
+
+DEFAULT_MODEL = "ViT-L-14/openai"
+SOURCES = ("column", "published", "own")
+
+Mask = npt.NDArray[np.bool_]
+
+
+class PoolFacts:
+    """`filter_api.Facts` of a pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    @property
+    def n(self) -> int:
+        return self.pool.n
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self.pool.models
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return self.pool.columns
+
+    def model(self, rule: str, *, among: Sequence[str] = ()) -> str:
+        found = [m for m in self.models if not among or m in among]
+        if DEFAULT_MODEL in found or not found:
+            return DEFAULT_MODEL
+        if len(found) > 1:
+            raise InputError(
+                f"rule {rule}",
+                f"the pool has several models ({', '.join(found)})",
+                hint=f"name one: --rule {rule}:model={found[0]}",
+            )
+        return found[0]
+
+
+def similarity_source(pool: Pool, need: Similarity) -> str | None:
+    """Where the similarity of a model comes from: the source asked for, else the first that covers every part.
+
+    None where there is none yet. Raises InputError for a source that this pool has not.
+    """
+    there = [s for s in SOURCES if _has_source(pool, need.model, s)]
+    if need.source is None:
+        return there[0] if there else None
+    if need.source in there or need.source == "own":
+        return need.source if need.source in there else None
+    raise InputError(
+        "source", f"the pool has no {need.source} similarity of {need.model} (found: {', '.join(there) or 'none'})"
+    )
+
+
+def _has_source(pool: Pool, model: str, source: str) -> bool:
+    if source == "own":
+        return model in pool.embedded
+    if source == "published":
+        return vectors.published(pool, model)
+    return model in PUBLISHED and PUBLISHED[model].similarity in pool.columns
+
+
+@dataclass
+class Samples:
+    """All samples of a pool as numbers only, 16 bytes each for the uid and 8 for their order.
+
+    Row i of part p is global row `starts[p] + i`.
+    """
+
+    pool: Pool
+    parts: list[Part] = field(init=False)
+    starts: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parts = [p for p in self.pool.parts if p.name in self.pool.rows]
+        self.starts = np.cumsum([0, *(self.pool.rows[p.name] for p in self.parts)], dtype=np.int64)
+        self.join = Join(self.pool)
+
+    @property
+    def n(self) -> int:
+        """The number of samples in readable parts."""
+        return int(self.starts[-1])
+
+    @cached_property
+    def uids(self) -> npt.NDArray[np.void]:
+        """The uid of every sample, pairs of u8."""
+        held = [self.pool.uids(p) for p in self.parts]
+        return np.concatenate(held) if held else np.empty(0, dtype=uids.UID_DTYPE)
+
+    @cached_property
+    def order(self) -> npt.NDArray[np.intp]:
+        """All rows in uid order, rows of one uid in the pool's order."""
+        return uids.sort_order(self.uids)
+
+    def span(self, index: int) -> slice:
+        """The global rows of part number `index`."""
+        return slice(int(self.starts[index]), int(self.starts[index + 1]))
+
+    # --- one rule's view of one part ----------------------------------------------------------------------
+
+    def frame(self, needs: Sequence[Need], part: Part) -> pl.LazyFrame:
+        """What `needs` names for the samples of a part, and `uid`: NaN as null, rows in the part's order."""
+        columns = [n for n in needs if isinstance(n, Column)]
+        names = list(dict.fromkeys(["uid", *(c.name for c in columns)]))
+        published = [n for n in needs if isinstance(n, Similarity) and self._source(n) == "column"]
+        raw = [PUBLISHED[n.model].similarity for n in published]
+        base = self.pool.scan(part, [*names, *raw], optional=[c.name for c in columns if c.optional])
+        base = base.rename(dict.fromkeys(raw, "similarity"), strict=False)
+        beside = [
+            self.join.columns(results, part, wanted).drop(FAILED).lazy() for results, wanted in self._results(needs)
+        ]
+        return pl.concat([base, *beside], how="horizontal") if beside else base
+
+    def _source(self, need: Similarity) -> str | None:
+        return similarity_source(self.pool, need)
+
+    def _results(self, needs: Sequence[Need]) -> Iterator[tuple[Results, list[str]]]:
+        for need in needs:
+            if isinstance(need, Score):
+                yield score.results(self.pool, need.scorer), list(need.scorer.columns)
+            elif isinstance(need, Similarity) and self._source(need) == "published":
+                scorer = score.PairSimilarity(need.model)
+                yield score.results(self.pool, scorer), ["similarity"]
+            elif isinstance(need, Similarity) and self._source(need) == "own":
+                folder = self.pool.layout.embeddings(self.pool.embedded[need.model])
+                yield Results(folder, "shard" if self.pool.joined else "part"), ["similarity"]
+
+    def folders(self, needs: Sequence[Need]) -> list[Path]:
+        """The folders of all results that `needs` read."""
+        found = [results.folder for results, _ in self._results(needs)]
+        models = [n.model for n in needs if isinstance(n, (Vectors, Neighbours))]
+        slugs = [self.pool.embedded[m] for m in models if m in self.pool.embedded]
+        return found + [self.pool.layout.embeddings(slug) for slug in slugs]
+
+    def codes(self, needs: Sequence[Need], part: Part) -> pl.Series:
+        """Why each sample might be unjudged: the code of a score, else of its download, else `no_value`."""
+        found = []
+        for results, wanted in self._results(needs):
+            both = wanted == ["similarity"] and results.folder.parent.name == "embeddings"
+            found += self.join.columns(results, part, ["text_error_code"] if both else []).get_columns()
+        found += [self._vector_codes(n, part) for n in needs if isinstance(n, (Vectors, Neighbours))]
+        found.append(self.pool.failed(part))
+        return pl.select(pl.coalesce(*found, pl.lit("no_value")).alias(FAILED)).to_series()
+
+    def _vector_codes(self, need: Vectors | Neighbours, part: Part) -> pl.Series:
+        source = vectors.find(self.pool, need.model, need.side)
+        assert source is not None
+        if source.kind == "published":
+            return source.codes(part.name)
+        per = "shard" if self.pool.joined else "part"
+        return self.join.columns(Results(source.folder, per), part, [])[FAILED]
+
+    # --- vectors ------------------------------------------------------------------------------------------
+
+    def blocks(self, model: str, side: str, rows: npt.NDArray[np.int64]) -> tuple[Mask, Blocks]:
+        """Which of the global `rows` have a vector, and a view of their vectors in that order."""
+        from curate.vectors.blocks import Blocks
+
+        source = vectors.find(self.pool, model, side)
+        if source is None:
+            raise InputError(
+                "filter", f"the pool has no vectors of {model}", hint=f"curate embed --pool DIR --model {model}"
+            )
+        arrays = [source.array(name) for name in source.names]
+        missing = np.concatenate([source.codes(name).is_not_null().to_numpy() for name in source.names])
+        at = rows if source.per == "part" else self._shard_rows()[rows]
+        ok = (at >= 0) & ~missing[np.maximum(at, 0)]
+        return ok, Blocks(arrays, np.where(ok, at, -1))
+
+    def _shard_rows(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([self.join.rows(p) for p in self.parts])
+
+
+@dataclass(frozen=True)
+class PoolFigures:
+    """`filter_api.Figures` over the rows of a mask, for one judge; it notes what it answered."""
+
+    samples: Samples
+    needs: Sequence[Need]
+    mask: Mask
+    """The rows that rank."""
+    n: int
+    """What fractions are of."""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def _values(self, value: pl.Expr, *, ties_of: float | None = None) -> Any:
+        held = []
+        for index, part in enumerate(self.samples.parts):
+            frame = self.samples.frame(self.needs, part).select(value.alias("value")).collect()
+            column = frame["value"]
+            rows = self.mask[self.samples.span(index)] & column.is_not_null().to_numpy()
+            if ties_of is not None:
+                rows &= (column == ties_of).fill_null(False).to_numpy()
+                held.append(self.samples.starts[index] + np.flatnonzero(rows))
+            else:
+                held.append(column.to_numpy()[rows])
+        return np.concatenate(held) if held else np.empty(0)
+
+    def nth_largest(self, value: pl.Expr, n: int) -> float | None:
+        values = self._values(value)
+        if not 0 <= n < len(values):
+            return None
+        at = len(values) - 1 - n
+        found = float(np.partition(values, at)[at])
+        self.notes["threshold"] = found
+        return found
+
+    def quantile(self, value: pl.Expr, q: float) -> float | None:
+        values = self._values(value)
+        found = float(np.quantile(values, q)) if len(values) else None
+        self.notes[f"quantile {q}"] = found
+        return found
+
+    def mean(self, value: pl.Expr) -> float | None:
+        values = self._values(value)
+        found = float(np.mean(values, dtype=np.float64)) if len(values) else None
+        self.notes["mean"] = found
+        return found
+
+    def top(self, value: pl.Expr, n: int) -> pl.Expr:
+        values = self._values(value)
+        known = pl.when(value.is_not_null())
+        if n >= len(values):
+            return known.then(pl.lit(True))
+        if n <= 0:
+            return known.then(pl.lit(False))
+        at = len(values) - n
+        cut = np.partition(values, at)[at]
+        self.notes["threshold"] = float(cut)
+        literal = pl.lit(cut.item(), dtype=pl.Series([cut]).dtype)
+        wanted = n - int((values > cut).sum())
+        tied = self._values(value, ties_of=cut.item())
+        if wanted == len(tied):
+            return value >= literal
+        pairs = self.samples.uids[tied]
+        last = uids.to_hex(pairs[uids.sort_order(pairs)][wanted - 1 : wanted])[0]
+        self.notes["ties kept up to uid"] = last
+        return (value > literal) | ((value == literal) & (pl.col("uid") <= last))
+
+
+class SamplesLeft:
+    """`filter_api.Left`: the rows that are left, in uid order."""
+
+    def __init__(self, samples: Samples, needs: Sequence[Need], left: Mask) -> None:
+        self.samples, self.needs, self._left = samples, needs, left
+        self.rows: npt.NDArray[np.int64] = samples.order[left[samples.order]].astype(np.int64)
+
+    @property
+    def n(self) -> int:
+        return len(self.rows)
+
+    @property
+    def pool_n(self) -> int:
+        return self.samples.n
+
+    def frame(self) -> pl.LazyFrame:
+        chosen = []
+        for index, part in enumerate(self.samples.parts):
+            mask = self._left[self.samples.span(index)]
+            frame = self.samples.frame(self.needs, part)
+            chosen.append(frame.collect().filter(pl.Series(mask)))
+        whole = pl.concat(chosen, how="vertical_relaxed")
+        place = np.empty(self.samples.n, dtype=np.int64)
+        place[np.flatnonzero(self._left)] = np.arange(self.n)
+        return whole[place[self.rows]].lazy()
+
+    def vectors(self, model: str, side: str) -> tuple[Mask, Iterator[npt.NDArray[np.float32]]]:
+        ok, blocks = self.samples.blocks(model, side, self.rows)
+        return ok, blocks.iterate()
+
+    def neighbours(
+        self, model: str, threshold: float, side: str = "image"
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        from curate.vectors.neighbours import pairs
+
+        ok, blocks = self.samples.blocks(model, side, self.rows)
+        return pairs(blocks, threshold, ok=ok)
+
+    def chance(self, seed: int) -> npt.NDArray[np.float64]:
+        chosen = self.samples.uids[self.rows]
+        return chance(chosen["f0"], chosen["f1"], seed)
+
+
+def needs_of(filter_: Filter) -> list[Need]:
+    """What a filter reads, as a list."""
+    return list(filter_.needs())

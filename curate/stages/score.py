@@ -1,0 +1,351 @@
+"""`score`: the columns of a scorer, one row per sample, none dropped.
+
+A scorer over columns or published vectors runs on the pool's parts; one over pixels or our own vectors on its
+shards. Rows that lack something the scorer needs get an error code and nulls.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from curate import receipts, runner
+from curate.engines import local
+from curate.errors import InputError, PartError
+from curate.filter_api import Batch, Column, Images, Need, Scorer, Vectors, settings_of
+from curate.plugins import ScorerRef, blame_part
+from curate.pool import FAILED, Part, Pool, need_shards, vectors
+from curate.pool.join import Results
+from curate.pool.layout import Layout
+from curate.shards import write_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import polars as pl
+
+    from curate.pixels import Decoders
+    from curate.receipts import Output
+
+log = logging.getLogger("curate.score")
+
+STAGE, VERSION = "score", 1
+SPREAD = 50_000
+"""Rows from which a scorer over captions is spread over processes."""
+
+
+@dataclass(frozen=True)
+class PairSimilarity(Scorer):
+    """The image-text cosine of published vectors (float32, -1..1, higher is better)."""
+
+    name: ClassVar[str] = "similarity"
+    version: ClassVar[int] = 1
+    columns: ClassVar[Mapping[str, str]] = {"similarity": "Float32"}
+    rows: ClassVar[int] = 8192
+
+    model: str
+
+    def needs(self) -> Sequence[Need]:
+        """Both vectors of each sample."""
+        return [Vectors(self.model, "image"), Vectors(self.model, "text")]
+
+    def open(self, device: str) -> Callable[[Batch], Mapping[str, Any]]:
+        """The row-wise dot product, summed in float32."""
+        import numpy as np
+
+        def compute(batch: Batch) -> Mapping[str, Any]:
+            image, text = (batch.vectors[self.model, side] for side in ("image", "text"))
+            return {"similarity": np.einsum("ij,ij->i", image, text)}
+
+        return compute
+
+
+# --- what and where ---------------------------------------------------------------------------------------
+
+
+def folder_name(scorer: Scorer) -> str:
+    """`<scorer>-v<N>`, and a digest of the settings where it has any."""
+    settings = settings_of(scorer)
+    return f"{scorer.name}-v{scorer.version}" + (f"-{receipts.digest(settings)[:8]}" if settings else "")
+
+
+def results(pool: Pool, scorer: Scorer) -> Results:
+    """Where the scorer's columns lie, whether computed yet or not."""
+    return Results(pool.layout.score(folder_name(scorer)), _per(pool, scorer))
+
+
+def _sources(pool: Pool, scorer: Scorer) -> list[vectors.VectorSource]:
+    found = []
+    for need in scorer.needs():
+        if isinstance(need, Vectors):
+            source = vectors.find(pool, need.model, need.side)
+            if source is None:
+                raise InputError(
+                    f"scorer {scorer.name}",
+                    f"needs {need.side} vectors of {need.model} (found: {', '.join(pool.embedded) or 'none'})",
+                    hint=f"curate embed --pool {pool.layout.root} --model {need.model}",
+                )
+            found.append(source)
+    return found
+
+
+def over_pixels(scorer: Scorer) -> bool:
+    """Whether the scorer asks for decoded images."""
+    return any(isinstance(n, Images) for n in scorer.needs())
+
+
+def _per(pool: Pool, scorer: Scorer) -> str:
+    per_shard = over_pixels(scorer) or any(s.per == "shard" for s in _sources(pool, scorer))
+    return "shard" if per_shard and pool.joined else "part"
+
+
+def _parts(pool: Pool, per: str) -> list[Part]:
+    if per == "part":
+        return [p for p in pool.parts if p.name in pool.rows]
+    return [Part(s.name, s.table, shard=s) for s in pool.shards]
+
+
+def tasks(pool: Pool, scorer: Scorer, device: str = "auto", decoders: Decoders | None = None) -> list[runner.Task]:
+    """One task a part that the scorer runs on."""
+    if over_pixels(scorer):
+        need_shards(pool)
+    where = results(pool, scorer)
+    sources = _sources(pool, scorer)
+    made = []
+    for part in _parts(pool, where.per):
+        what = {
+            "scorer": scorer.name,
+            "scorer_version": scorer.version,
+            "settings": settings_of(scorer),
+            "samples": _identity(pool, part),
+            "vectors": {f"{s.model} {s.side}": _vector_identity(s, part.name) for s in sources},
+        }
+        job = _Job(pool.layout, pool.kind, part, where.per, device)
+        made.append(
+            runner.Task(
+                part.name,
+                where.folder,
+                what,
+                partial(_score_part, decoders=decoders) if decoders else _score_part,
+                (ScorerRef.of(scorer), job),
+                pool.rows.get(part.name, 0),
+            )
+        )
+    return made
+
+
+def _identity(pool: Pool, part: Part) -> str:
+    if part.shard is not None and (receipt := pool.shard_receipt(part.shard)):
+        return receipt.identity
+    return pool.identities.get(part.name, "")
+
+
+def _vector_identity(source: vectors.VectorSource, part: str) -> str | None:
+    try:
+        return source.identity(part)
+    except PartError:
+        return None  # the part fails by name when it runs
+
+
+def pending(pool: Pool, scorer: Scorer) -> int:
+    """How many samples have no stored columns of this scorer yet."""
+    return sum(t.samples for t in runner.pending(STAGE, VERSION, tasks(pool, scorer)))
+
+
+def score(pool: Pool, scorer: Scorer, *, device: str = "auto", workers: int = 1) -> runner.Summary:
+    """Compute the scorer's columns for every sample that lacks them."""
+    pixels = over_pixels(scorer)
+    where = results(pool, scorer)
+    receipts.write_json(
+        where.folder / "score.json",
+        {
+            "format": receipts.FORMAT,
+            "scorer": scorer.name,
+            "version": scorer.version,
+            "settings": settings_of(scorer),
+            "columns": dict(scorer.columns),
+            "per": where.per,
+        },
+    )
+    with _decoders(workers) if pixels else nullcontext(None) as decoders:
+        todo = tasks(pool, scorer, device, decoders)
+        light = not pixels and not any(isinstance(n, Vectors) for n in scorer.needs())
+        spread = light and workers > 1 and len(todo) > 1 and sum(t.samples for t in todo) >= SPREAD
+        return runner.run(STAGE, VERSION, todo, workers=workers if spread else 0, title=f"score {scorer.name}")
+
+
+def _decoders(workers: int) -> Decoders:
+    from curate.pixels import Decoders
+
+    return Decoders(max(workers, 1))
+
+
+# --- one part ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    layout: Layout
+    kind: str
+    part: Part
+    per: str
+    device: str
+
+
+_opened: dict[tuple[bytes, str], Callable[[Batch], Mapping[str, Any]]] = {}
+"""The scorers that this process has opened: weights are loaded once per worker."""
+
+
+def _open(ref: ScorerRef, scorer: Scorer, device: str) -> Callable[[Batch], Mapping[str, Any]]:
+    key = (ref.pickled, device)
+    if key not in _opened:
+        _opened.clear()
+        with blame_part(scorer):
+            _opened[key] = scorer.open(device)
+    return _opened[key]
+
+
+def _score_part(
+    output: Output, tick: local.Tick, ref: ScorerRef, job: _Job, *, decoders: Decoders | None = None
+) -> Mapping[str, int]:
+    import polars as pl
+
+    scorer = ref.load()
+    pool = Pool(job.layout, job.kind)
+    columns = [n for n in scorer.needs() if isinstance(n, Column)]
+    sources = _sources(pool, scorer)
+    rows = _Rows(pool, job.part, columns, sources)
+    compute = _open(ref, scorer, job.device)
+    pieces: dict[str, list[pl.Series]] = {name: [] for name in scorer.columns}
+    batches = rows.with_images(decoders, job.part, scorer) if decoders is not None else rows.batches(scorer.rows)
+    for at, batch in batches:
+        with blame_part(scorer):
+            answer = compute(batch) if len(batch) else {name: [] for name in scorer.columns}
+        for name, kind in scorer.columns.items():
+            pieces[name].append(_column(scorer, name, kind, answer, len(batch)))
+        tick(at, 0)
+    index = rows.index()
+    table = pl.DataFrame(
+        [rows.uids]
+        + [_joined(name, kind, pieces[name]).gather(index) for name, kind in scorer.columns.items()]
+        + [rows.codes]
+    )
+    write_table(output, f"{job.part.name}.parquet", table.to_arrow())
+    failed = rows.codes.len() - rows.codes.null_count()
+    return {"samples": len(table), "ok": len(table) - failed, "failed": failed}
+
+
+def _column(scorer: Scorer, name: str, kind: str, answer: Mapping[str, Any], rows: int) -> pl.Series:
+    import polars as pl
+
+    if name not in answer:
+        raise PartError(f"rule {scorer.name}", f"gave no column {name!r} (found: {', '.join(answer) or 'none'})")
+    with blame_part(scorer):
+        column = pl.Series(name, answer[name], dtype=dtype(kind), strict=False)
+    if len(column) != rows:
+        raise PartError(f"rule {scorer.name}", f"gave {len(column):,} values of {name!r} for {rows:,} rows")
+    return column
+
+
+def _joined(name: str, kind: str, pieces: list[pl.Series]) -> pl.Series:
+    import polars as pl
+
+    return pl.concat(pieces, rechunk=True) if pieces else pl.Series(name, [], dtype=dtype(kind))
+
+
+def dtype(name: str) -> Any:
+    """The polars type of a name such as `Float32` or `List(String)`."""
+    import polars as pl
+
+    outer, _, inner = name.partition("(")
+    return getattr(pl, outer)(dtype(inner.rstrip(")"))) if inner else getattr(pl, outer)()
+
+
+class _Rows:
+    """The rows of one part with all that a scorer needs of them."""
+
+    def __init__(self, pool: Pool, part: Part, columns: list[Column], sources: list[vectors.VectorSource]) -> None:
+        names = [c.name for c in columns]
+        frame = pool.scan(
+            part, ["uid", FAILED, *names], optional=[FAILED, *(c.name for c in columns if c.optional)]
+        ).collect()
+        self.uids = frame["uid"].cast(pl.String)
+        self.frame = frame.select(names)
+        self.arrays = {(s.model, s.side): s.array(part.name) for s in sources}
+        self.codes = pl.Series(FAILED, [None] * len(frame), dtype=pl.String)
+        for source in sources:
+            self._check(source, part)
+            self._fail(source.codes(part.name))
+        for column in columns:
+            if not column.optional:
+                absent = "no_caption" if column.name == "caption" else "no_value"
+                cause = frame[FAILED].cast(pl.String).fill_null(absent)
+                self._fail(pl.select(pl.when(frame[column.name].is_null()).then(cause)).to_series())
+
+    def _fail(self, codes: pl.Series) -> None:
+        """Take over the codes of rows that have none yet."""
+        import polars as pl
+
+        self.codes = pl.select(pl.coalesce(self.codes, codes).alias(FAILED)).to_series()
+
+    @property
+    def good(self) -> npt.NDArray[np.bool_]:
+        """The rows without a code."""
+        return self.codes.is_null().to_numpy()
+
+    def _check(self, source: vectors.VectorSource, part: Part) -> None:
+        rows = len(self.arrays[source.model, source.side])
+        if rows != len(self.uids):
+            raise PartError(
+                f"{source.model} {source.side} vectors of {part.name}",
+                f"have {rows:,} rows where the part has {len(self.uids):,}",
+            )
+
+    def batches(self, rows: int) -> Iterator[tuple[int, Batch]]:
+        """(rows passed, batch of those that have everything), cut at fixed rows."""
+        import numpy as np
+
+        good = self.good
+        for start in range(0, len(good), rows):
+            stop = min(start + rows, len(good))
+            chosen = start + np.flatnonzero(good[start:stop])
+            yield stop - start, self._batch(chosen, np.empty(0))
+
+    def with_images(self, decoders: Decoders, part: Part, scorer: Scorer) -> Iterator[tuple[int, Batch]]:
+        """As `batches`, with what `prepare` made of each image; an image that fails gives its row a code."""
+        import numpy as np
+        import polars as pl
+
+        assert part.shard is not None
+        good = self.good
+        codes: list[str | None] = []
+        for decoded in decoders.batches(part.shard, scorer.prepare, rows=scorer.rows):
+            span = np.arange(decoded.start, decoded.start + len(decoded.ok))
+            codes += list(decoded.codes)
+            wanted = good[span[decoded.ok]]
+            yield len(span), self._batch(span[decoded.ok][wanted], decoded.images[wanted])
+        self._fail(pl.Series(codes, dtype=pl.String))
+
+    def _batch(self, chosen: npt.NDArray[np.int64], images: Any) -> Batch:
+        import numpy as np
+
+        part = self.frame[chosen] if self.frame.width else self.frame
+        return Batch(
+            self.uids.gather(chosen).to_list(),
+            {name: part[name].to_list() for name in self.frame.columns},
+            {key: np.asarray(a[chosen], dtype=np.float32) for key, a in self.arrays.items()},
+            images,
+        )
+
+    def index(self) -> pl.Series:
+        """For each row its place among the rows that were computed, null for those that were not."""
+        import numpy as np
+        import polars as pl
+
+        good = self.good
+        place = pl.Series(np.cumsum(good) - 1, dtype=pl.UInt32)
+        return pl.select(pl.when(pl.Series(good)).then(place)).to_series()
