@@ -102,11 +102,14 @@ def index_table(keys: list[str], offsets: list[int], lengths: list[int]) -> pa.T
     )
 
 
-def write_table(output: Output, name: str, table: pa.Table, *, varies: bool = False) -> None:
-    """`table` as zstd Parquet, one file of a part."""
+def write_table(
+    output: Output, name: str, table: pa.Table, *, varies: bool = False, dictionaries: Sequence[str] | None = None
+) -> None:
+    """`table` as zstd Parquet, one file of a part; `dictionaries` names the columns worth coding so (None: all)."""
     import pyarrow.parquet as pq
 
-    pq.write_table(table, output.open(name, varies=varies), compression="zstd")
+    coded: Any = True if dictionaries is None else list(dictionaries)
+    pq.write_table(table, output.open(name, varies=varies), compression="zstd", use_dictionary=coded)
 
 
 # --- reading ----------------------------------------------------------------------------------------------

@@ -113,7 +113,11 @@ class Pool:
         return frozenset(found)
 
     def _file_columns(self, part: Part) -> set[str]:
-        names = set(_footer(part.path).schema.to_arrow_schema().names)
+        known = self._footers.get(part.name) if part.shard is None or not self.joined else None
+        footer = _footer(part.path) if known is None else known
+        if isinstance(footer, PartError):
+            raise footer
+        names = set(footer.schema.to_arrow_schema().names)
         return names | {"uid"} if part.uids else names
 
     def scan(self, part: Part, columns: Sequence[str], *, optional: Iterable[str] = ()) -> pl.LazyFrame:
@@ -123,7 +127,6 @@ class Pool:
         """
         import polars as pl
 
-        _footer(part.path)
         there = self._file_columns(part)
         maybe = set(optional)
         chosen = []
@@ -167,7 +170,7 @@ class Pool:
         if name is None:
             raise PartError(str(path), "has no column 'uid'")
         try:
-            return uids.to_pairs(pq.read_table(path, columns=[name]).column(0))
+            return uids.to_pairs(pq.ParquetFile(path).read(columns=[name]).column(0))
         except ValueError as error:
             raise PartError(str(path), f"column 'uid': {error}") from error
 

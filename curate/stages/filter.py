@@ -27,6 +27,9 @@ from curate.stages.samples import Mask, PoolFacts, Samples
 
 log = logging.getLogger("curate.filter")
 
+_CODED = ("rule", "reason", "error_code")
+"""The columns of a decision that hold few different words."""
+
 Allow = Callable[[Work], None]
 """Raises InputError where a pass over pixels may not start."""
 
@@ -229,7 +232,7 @@ def _write_part(output: receipts.Output, tick: local.Tick, decisions: Decisions,
             "of": _of(decisions, span),
         }
     )
-    write_table(output, f"{part.name}.parquet", _dictionaries(table))
+    write_table(output, f"{part.name}.parquet", _dictionaries(table), dictionaries=_CODED)
     tick(len(table), 0)
     kept = int(rule.null_count())
     unjudged = len(table) - int(code.null_count())
@@ -240,7 +243,7 @@ def _dictionaries(table: pl.DataFrame) -> Any:
     import pyarrow as pa
 
     arrow = table.to_arrow()
-    for name in ("rule", "reason", "error_code"):
+    for name in _CODED:
         at = arrow.schema.get_field_index(name)
         coded = arrow.column(name).cast(pa.string()).combine_chunks().dictionary_encode()
         arrow = arrow.set_column(at, name, coded)
