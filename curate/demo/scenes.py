@@ -39,7 +39,7 @@ COLOURS: dict[str, RGB] = {
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond")
 TEXTURES = ("plain", "plain", "shaded", "striped", "dotted")
 _SIZES = {"small": 0.09, "": 0.13, "large": 0.17}
-_SAME = {
+SYNONYMS = {
     "grey": ("grey", "gray"),
     "purple": ("purple", "violet"),
     "small": ("small", "little", "tiny"),
@@ -135,14 +135,14 @@ def caption(scene: Scene, seed: int) -> str:
     names = [_phrase(rng, group) for group in groups]
     if len(names) == 2:
         if rng.random() < 0.75:
-            text = f"{names[0]} {rng.choice(_SAME[place])} {names[1]}"
+            text = f"{names[0]} {rng.choice(SYNONYMS[place])} {names[1]}"
         else:
             text = f"{names[0]} and {names[1]}"
     else:
         text = names[0]
         if place and rng.random() < 0.8:
             text += f" in the {place}" + rng.choice((" corner", ""))
-    ground = rng.choice(_SAME.get(background, (background,)))
+    ground = rng.choice(SYNONYMS.get(background, (background,)))
     if scene.texture in ("striped", "dotted") and rng.random() < 0.5:
         ground = f"{scene.texture} {ground}"
     ways = (
@@ -168,9 +168,9 @@ def caption(scene: Scene, seed: int) -> str:
 
 
 def _phrase(rng: random.Random, group: Group) -> str:
-    size = rng.choice(_SAME[group.size]) if group.size and rng.random() < 0.7 else ""
-    colour = rng.choice(_SAME.get(group.colour, (group.colour,)))
-    noun = rng.choice(_SAME.get(group.shape, (group.shape,)))
+    size = rng.choice(SYNONYMS[group.size]) if group.size and rng.random() < 0.7 else ""
+    colour = rng.choice(SYNONYMS.get(group.colour, (group.colour,)))
+    noun = rng.choice(SYNONYMS.get(group.shape, (group.shape,)))
     if group.count == 1:
         words = [rng.choice(("a", "a", "one", "a single")), size, colour, noun]
     else:
