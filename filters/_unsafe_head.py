@@ -6,7 +6,8 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from curate.filter_api import File, InputError
 
@@ -103,20 +104,36 @@ def _from_saved_model(model: _savedmodel.SavedModel) -> Head:
 
 
 def _from_arrays(files: Mapping[str, bytes]) -> Head:
-    import numpy as np
-
-    arrays = {
-        name.removesuffix(".npy"): np.load(io.BytesIO(data), allow_pickle=False)
-        for name, data in files.items()
-        if name.endswith(".npy")
-    }
+    arrays = {name.removesuffix(".npy"): _array(data) for name, data in files.items() if name.endswith(".npy")}
     try:
         count = sum(name.endswith("_kernel") for name in arrays)
         layers = [(arrays[f"dense_{i}_kernel"], arrays[f"dense_{i}_bias"]) for i in range(count)]
-        words = {int(dim): list(arrays[f"vocab_{dim}"]) for dim in arrays["categorical_dims"]}
+        words = {int(dim): list(arrays[f"vocab_{dim}"]) for dim in arrays["categorical_dims"].tolist()}
         return _checked(arrays["mean"], arrays["variance"], layers, words)
-    except KeyError as error:
-        raise ValueError(f"no array {error}") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no array, or not as it should be: {error}") from error
+
+
+def _array(data: bytes) -> npt.NDArray[Any]:
+    """The array in a .npy file's bytes. Raises ValueError for whatever is no array of numbers or text."""
+    import numpy as np
+
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # its header goes through Python's tokenizer, which raises a dozen kinds
+        raise ValueError(f"an array that cannot be read ({error})") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiuU":
+        raise ValueError("an array of neither numbers nor text")
+    return array
+
+
+@cache
+def _printed_halves() -> tuple[str, ...]:
+    """Every float16 as `%f` prints it, in the order of its 16 bits."""
+    import numpy as np
+
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    return tuple(f"{half:f}" for half in halves.astype(np.float64).tolist())
 
 
 def _checked(
@@ -128,7 +145,10 @@ def _checked(
     """The head of these parts. Raises ValueError where their shapes do not fit each other."""
     import numpy as np
 
-    if mean.ndim != 1 or variance.shape != mean.shape or not layers:
+    for array in (mean, variance, *(part for layer in layers for part in layer)):
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise ValueError("weights that are not finite float32 numbers")
+    if mean.ndim != 1 or variance.shape != mean.shape or (variance < 0).any() or not layers:
         raise ValueError("no normalisation, or no dense layer")
     width = len(mean)
     for kernel, bias in layers:
@@ -137,18 +157,10 @@ def _checked(
         width = kernel.shape[1]
     if width != 1:
         raise ValueError(f"{width} outputs, not one")
-    if any(dim >= len(mean) for dim in words):
-        raise ValueError("a category dimension past the embedding's end")
-    every_half = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    printed = [f"{half:f}" for half in every_half.astype(np.float64)]
+    if any(not 0 <= dim < len(mean) for dim in words):
+        raise ValueError("a category dimension outside of the embedding")
     places = {}
     for dim, vocabulary in words.items():
         place_of = {word: place for place, word in enumerate(vocabulary, start=1)}
-        places[dim] = np.array([place_of.get(text, 0) for text in printed], np.float32)
-    deviation = np.maximum(np.sqrt(variance, dtype=np.float32), np.float32(_EPSILON))
-    return Head(
-        mean.astype(np.float32),
-        deviation,
-        tuple((kernel.astype(np.float32), bias.astype(np.float32)) for kernel, bias in layers),
-        places,
-    )
+        places[dim] = np.array([place_of.get(text, 0) for text in _printed_halves()], np.float32)
+    return Head(mean, np.maximum(np.sqrt(variance), np.float32(_EPSILON)), tuple(layers), places)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -59,7 +58,6 @@ class WatermarkScore(Scorer):
         return np.asarray(image.convert("RGB").resize((_SIDE, _SIDE), Resampling.BILINEAR))
 
     def open(self, device: str) -> Any:
-        import numpy as np
         import torch
 
         network = load_network(self.weights).to(device)
@@ -67,7 +65,7 @@ class WatermarkScore(Scorer):
         deviation = torch.tensor(_DEVIATION, device=device).view(3, 1, 1)
 
         def compute(batch: Batch) -> dict[str, Any]:
-            pixels = torch.from_numpy(np.stack(batch.images)).to(device).permute(0, 3, 1, 2)
+            pixels = torch.tensor(batch.images, device=device).permute(0, 3, 1, 2)
             with torch.inference_mode():
                 logits = network((pixels.float() / 255 - mean) / deviation)
                 return {"p_watermark": logits.softmax(dim=1)[:, 0].float().cpu().numpy()}
@@ -86,20 +84,21 @@ def load_network(weights: File) -> torch.nn.Module:
     network = build_network()
     try:
         state = torch.load(io.BytesIO(weights.read_bytes()), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError) as error:
-        raise InputError(
-            str(weights.path), f"is not a file of tensors alone ({str(error).splitlines()[0]})"
-        ) from error
+    except Exception as error:  # a restricted unpickler raises whatever its bytes lead it to
+        raise InputError(str(weights.path), f"is not a file of tensors alone ({_brief(error)})") from error
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
-        first = " ".join(str(error).split())[:200]
         raise InputError(
             str(weights.path),
-            f"is not a state dict of LAION's watermark detector ({first})",
+            f"is not a state dict of LAION's watermark detector ({_brief(error)})",
             hint="give watermark_model_v1.pt of LAION-AI/LAION-5B-WatermarkDetection, or one of its form",
         ) from error
     return network.eval()
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def build_network() -> torch.nn.Module:

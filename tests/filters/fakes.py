@@ -10,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from curate.errors import InputError
-from curate.filter_api import Judge, chance
+from curate.filter_api import Batch, Judge, chance
 
 
 @dataclass
@@ -101,6 +101,17 @@ class FakeLeft:
         high = np.array([int(uid[:16], 16) for uid in uids], np.uint64)
         low = np.array([int(uid[16:], 16) for uid in uids], np.uint64)
         return chance(high, low, seed)
+
+
+def batch(
+    n: int,
+    columns: Mapping[str, Sequence[object]] | None = None,
+    vectors: Mapping[tuple[str, str], npt.NDArray[np.float32]] | None = None,
+    images: Sequence[npt.NDArray[np.generic]] = (),
+) -> Batch:
+    """`n` rows for a scorer."""
+    stacked = np.stack(list(images)) if images else np.empty(0)
+    return Batch([f"{i:032x}" for i in range(n)], columns or {}, vectors or {}, stacked)
 
 
 def uids(n: int, seed: int = 0) -> list[str]:

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from curate.errors import InputError
+from curate.filter_api import Similarity, settings_of
+from curate.filters.clipscore import ClipScore
+
+from .fakes import FakeFacts, FakeFigures, judged, uids
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
+
+def pool(similarity: object) -> pl.DataFrame:
+    series = pl.Series("similarity", similarity, dtype=pl.Float32)
+    return pl.DataFrame({"uid": uids(len(series)), "similarity": series})
+
+
+def scores(n: int) -> pl.DataFrame:
+    return pool(np.random.default_rng(n).normal(0.2, 0.05, n).astype(np.float32))
+
+
+@pytest.mark.parametrize("n", [1, 7, 99, 100, 1000])
+@pytest.mark.parametrize("top", [0.01, 0.1, 0.29, 0.3, 0.57, 1.0])
+def test_top_keeps_exactly_the_floor(n: int, top: float) -> None:
+    frame = scores(n)
+    outcome = judged(ClipScore(top=top), frame)
+    kept = [s for s, o in zip(frame["similarity"], outcome, strict=True) if o == "kept"]
+    assert len(kept) == int(Decimal(str(top)) * n)
+    assert sorted(kept) == sorted(frame["similarity"])[n - len(kept) :]
+
+
+def test_the_fraction_is_the_decimal_that_was_written() -> None:
+    assert int(0.29 * 100) == 28
+    assert judged(ClipScore(top=0.29), scores(100)).count("kept") == 29
+
+
+def test_ties_go_to_the_lowest_uid() -> None:
+    frame = pool([0.5] * 10)
+    outcome = judged(ClipScore(top=0.35), frame)
+    kept = {u for u, o in zip(frame["uid"], outcome, strict=True) if o == "kept"}
+    assert kept == set(sorted(frame["uid"])[:3])
+
+
+def test_unjudged_samples_count_but_do_not_rank() -> None:
+    outcome = judged(ClipScore(top=0.5), pool([0.1, None, 0.3, None, 0.2, None]))
+    assert outcome == ["kept", None, "kept", None, "kept", None]
+
+
+@pytest.mark.parametrize("top", [0.1, 0.25, 0.29, 0.5])
+def test_datacomps_cut(top: float) -> None:
+    values = np.random.default_rng(3).integers(0, 40, 500).astype(np.float32) / 100
+    frame = pool(values)
+    threshold = -np.sort(-values)[int(len(values) * top)]
+    outcome = judged(ClipScore(top=top, ties="datacomp"), frame)
+    assert [o == "kept" for o in outcome] == list(values >= threshold)
+    assert outcome.count("kept") > 500 * top
+
+
+def test_datacomps_cut_past_the_last_score_keeps_all_that_have_one() -> None:
+    frame = pool([0.1, None, 0.3])
+    assert judged(ClipScore(top=1.0, ties="datacomp"), frame) == ["kept", None, "kept"]
+
+
+def test_min_compares_in_single_precision() -> None:
+    frame = pool([0.28, np.nextafter(np.float32(0.28), np.float32(0)), 0.3, None])
+    assert judged(ClipScore(min=0.28), frame) == ["kept", "below_min", "kept", None]
+
+
+def test_defaults_settle_on_the_pool() -> None:
+    settled = ClipScore().settle(FakeFacts(("tiny",)))
+    assert (settled.top, settled.model) == (0.3, "tiny")
+    assert settled.needs() == [Similarity("tiny", None)]
+    assert ClipScore(min=0.2).settle(FakeFacts()).top is None
+    named = ClipScore(model="ViT-B-32/openai", source="published").settle(FakeFacts(("tiny",)))
+    assert named.needs() == [Similarity("ViT-B-32/openai", "published")]
+    with pytest.raises(InputError, match="which model"):
+        ClipScore().settle(FakeFacts(("a/b", "c/d")))
+
+
+def test_sentences() -> None:
+    rule = ClipScore(min=0.28)
+    assert list(rule.values()) == list(rule.keep(FakeFigures(scores(2))))
+    said = rule.reasons["below_min"].format(**settings_of(rule), value=0.2123456)
+    assert said == "the image-text similarity 0.2123 is under 0.28"
+
+
+@pytest.mark.parametrize("settings", [{"min": 0.2, "top": 0.3}, {"top": 0.0}, {"top": 1.1}, {"min": 2.0}])
+def test_settings_that_make_no_sense(settings: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=r"^clipscore: "):
+        ClipScore(**settings)  # type: ignore[arg-type]
+
+
+def test_real_pairs_beat_shuffled_ones() -> None:
+    path = SHARED / "data" / "clip-features" / "modality_gap_coco_vitb16.npy"
+    if not path.exists():
+        pytest.skip("no CLIP features in ../shared")
+    image, text = np.load(path)
+    matched, shuffled = (image * text).sum(1), (image * np.roll(text, 1, axis=0)).sum(1)
+    outcome = judged(ClipScore(top=0.5), pool(np.concatenate([matched, shuffled])))
+    assert outcome.count("kept") == 500
+    assert outcome[:500].count("kept") > 470
