@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,9 @@ from curate.pool import FAILED, Part, Pool
 
 if TYPE_CHECKING:
     from curate.pool import Shard
+
+
+log = logging.getLogger("curate.pool")
 
 
 @dataclass(frozen=True)
@@ -40,22 +44,29 @@ class Join:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
+        self._held: tuple[tuple[Results, tuple[str, ...]], pl.DataFrame] | None = None
+
+    @cached_property
+    def _uids(self) -> list[npt.NDArray[np.void]]:
+        return [self._shard_uids(s) for s in self.pool.shards]
 
     @cached_property
     def _sorted(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.intp]]:
-        held = [self._shard_uids(s) for s in self.pool.shards]
-        pairs = np.concatenate(held) if held else np.empty(0, dtype=uids.UID_DTYPE)
+        pairs = np.concatenate(self._uids) if self._uids else np.empty(0, dtype=uids.UID_DTYPE)
         order = uids.sort_order(pairs)
         return pairs[order], order
 
     def _shard_uids(self, shard: Shard) -> npt.NDArray[np.void]:
-        return self.pool.uids(Part(shard.name, shard.table, shard=shard))
+        try:
+            return self.pool.uids(Part(shard.name, shard.table, shard=shard))
+        except PartError as error:  # its samples count as not downloaded; the others go on
+            log.error("%s", error)
+            return np.empty(0, dtype=uids.UID_DTYPE)
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
         """The first global row of each shard, and the number of all."""
-        lengths = [len(self._shard_uids(s)) for s in self.pool.shards]
-        return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return np.concatenate([[0], np.cumsum([len(held) for held in self._uids], dtype=np.int64)])
 
     def rows(self, part: Part) -> npt.NDArray[np.int64]:
         """For each sample of a metadata part the global row among all shards' rows, -1 where there is none.
@@ -85,7 +96,7 @@ class Join:
         wanted = [*names, FAILED]
         if results.per == "part" or not self.pool.joined:
             return _read(results.folder, part.name, wanted, self.pool.rows[part.name])
-        whole = self._whole(results, tuple(wanted))
+        whole = self._whole(results, tuple(dict.fromkeys(wanted)))
         rows = self.rows(part)
         taken = whole[np.maximum(rows, 0)] if len(whole) else whole.clear(len(rows))
         absent = pl.Series(rows < 0)
@@ -95,19 +106,19 @@ class Join:
         )
 
     def _whole(self, results: Results, wanted: tuple[str, ...]) -> pl.DataFrame:
-        lengths = np.diff(self.starts)
-        return pl.concat(
-            [
+        """The columns of all shards; the last answer is held, because every part of the pool asks for it."""
+        if self._held is None or self._held[0] != (results, wanted):
+            held = [
                 _read(results.folder, shard.name, list(wanted), int(rows))
-                for shard, rows in zip(self.pool.shards, lengths, strict=True)
-            ],
-            how="vertical_relaxed",
-        )
+                for shard, rows in zip(self.pool.shards, np.diff(self.starts), strict=True)
+            ]
+            self._held = (results, wanted), pl.concat(held, how="vertical_relaxed")
+        return self._held[1]
 
 
 def _read(folder: Path, part: str, names: list[str], rows: int) -> pl.DataFrame:
     path = folder / f"{part}.parquet"
-    if not path.is_file():
+    if not rows or not path.is_file():
         gone = pl.DataFrame({FAILED: pl.Series(["part_failed"] * rows, dtype=pl.String)})
         return gone.with_columns([pl.lit(None).alias(n) for n in names if n != FAILED]).select(names)
     frame = pl.scan_parquet(path, glob=False).select(names).collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from curate import uids
-from curate.errors import InputError
+from curate.errors import InputError, PartError
 from curate.filter_api import Column, Filter, Need, Neighbours, Score, Similarity, Vectors, chance
 from curate.pool import FAILED, Part, Pool, vectors
 from curate.pool.join import Join, Results
@@ -22,6 +23,8 @@ from curate.stages import score
 
 if TYPE_CHECKING:
     from curate.vectors.blocks import Blocks
+
+log = logging.getLogger("curate.filter")
 
 DEFAULT_MODEL = "ViT-L-14/openai"
 SOURCES = ("column", "published", "own")
@@ -184,8 +187,18 @@ class Samples:
             raise InputError(
                 "filter", f"the pool has no vectors of {model}", hint=f"curate embed --pool DIR --model {model}"
             )
-        arrays = [source.array(name) for name in source.names]
-        missing = np.concatenate([source.codes(name).is_not_null().to_numpy() for name in source.names])
+        lengths = np.diff(self.join.starts if source.per == "shard" else self.starts)
+        names = source.names if source.per == "shard" else [p.name for p in self.parts]
+        held = [_vectors_of(source, name) for name in names]
+        dim = next((array.shape[1] for array, _ in held if array is not None), 1)
+        none = np.zeros((1, dim), dtype=np.float16)
+        arrays = [
+            np.broadcast_to(none, (int(rows_), dim)) if array is None else array
+            for (array, _), rows_ in zip(held, lengths, strict=True)
+        ]
+        missing = np.concatenate(
+            [np.ones(int(n), dtype=bool) if a is None else m for (a, m), n in zip(held, lengths, strict=True)]
+        )
         at = rows if source.per == "part" else self._shard_rows()[rows]
         ok = (at >= 0) & ~missing[np.maximum(at, 0)]
         return ok, Blocks(arrays, np.where(ok, at, -1))
@@ -302,6 +315,15 @@ class SamplesLeft:
     def chance(self, seed: int) -> npt.NDArray[np.float64]:
         chosen = self.samples.uids[self.rows]
         return chance(chosen["f0"], chosen["f1"], seed)
+
+
+def _vectors_of(source: vectors.VectorSource, part: str) -> tuple[npt.NDArray[Any] | None, Mask]:
+    """The vectors of one part and which rows lack one; None for a part that failed, which others survive."""
+    try:
+        return source.array(part), source.codes(part).is_not_null().to_numpy()
+    except PartError as error:
+        log.error("%s", error)
+        return None, np.empty(0, dtype=bool)
 
 
 def needs_of(filter_: Filter) -> list[Need]:
