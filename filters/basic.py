@@ -54,11 +54,11 @@ class Basic(Judge):
     def __post_init__(self) -> None:
         for name in ("min_words", "min_chars", "min_side", "max_aspect"):
             if not getattr(self, name) >= 0:
-                raise InputError("basic", f"{name} is 0 (off) or more (found {getattr(self, name)})")
+                raise ValueError(f"{name} is 0 (off) or more (found {getattr(self, name)})")
         if 0 < self.max_aspect < 1:
-            raise InputError("basic", f"max_aspect is 1 or more, or 0 for any (found {self.max_aspect})")
+            raise ValueError(f"max_aspect is 1 or more, or 0 for any (found {self.max_aspect})")
         if not (self._of_image or self._of_caption or self.language):
-            raise InputError("basic", "every condition is off, so it would keep all", hint="leave the rule out")
+            raise ValueError("every condition is off, so it would keep all: leave the rule out")
 
     @property
     def _of_image(self) -> bool:
