@@ -1,0 +1,372 @@
+"""The subset stage: a selection made real, as shards that DataComp's train.py and open_clip read as they stand.
+
+The folder holds one subfolder, `shards`: train.py takes every other one for more data. `subset.json` is written
+first and last: it marks the folder as ours, and says what it is being made of and whether that is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from curate import receipts, runner, scales
+from curate.errors import InputError, PartError
+from curate.pool import Pool, need_shards
+from curate.pool.adopt import adopt
+from curate.scales import Scale
+from curate.selection import Selection
+from curate.stages import resharding
+from curate.stages.card import Facts, card
+from curate.stages.resharding import BROKEN, Pairs, Plan
+from curate.uids import sort_order, to_hex
+
+STAGE, VERSION = "subset", 1
+MARK = "subset.json"
+SHARD_FORMAT = "{:08d}.tar"
+STATS_FORMAT = "{:08d}_stats.json"
+SAMPLES_PER_SHARD = 10_000
+
+log = logging.getLogger("curate.subset")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a selection."""
+
+    out: Path
+    selection: str
+    scale: Scale
+    selected: int
+    """Distinct uids of the selection."""
+    outside: int
+    """Of these, how many are not in the scale's pool."""
+    missing: Mapping[str, int]
+    """Of the others, how many have no image here, by cause."""
+    kept: int
+    samples: int
+    """Samples in the shards, copies counted."""
+    shards: int
+    bytes: int
+    failure: PartError | None = None
+    """Why the command must exit 3, although all that could be made is made."""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def repeats(self) -> float:
+        """How often a training at this scale sees each sample."""
+        return self.scale.repeats(self.samples)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        shown = {k: v for k, v in vars(self).items() if k not in ("scale", "failure", "out")}
+        failed = {"failure": str(self.failure)} if self.failure else {}
+        return {
+            "out": str(self.out),
+            "scale": self.scale.name,
+            **shown,
+            "repeats": round(self.repeats, 3),
+            **failed,
+        }
+
+
+def subset(
+    pool: Pool,
+    selection: Selection,
+    scale: Scale,
+    out: Path,
+    *,
+    seed: int = 0,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    workers: int = 0,
+    require_all: bool = False,
+    allow_stale: bool = False,
+) -> Result:
+    """The selection's samples in new shards under `out`, with all that a training needs to know.
+
+    Goes on where an earlier call stopped. Raises InputError, with nothing written, for an `out` that holds
+    something else, a selection of an older pool, or one of which no image is here. Samples that were never
+    fetched are listed; `Result.failure` tells of bytes that should be there and are not.
+    """
+    if samples_per_shard < 1:
+        raise InputError("--samples-per-shard", f"must be 1 or more (found {samples_per_shard})")
+    _check_out(pool, out)
+    need_shards(pool)
+    pool = adopt(pool, workers=workers)
+    if not allow_stale:
+        _check_fresh(pool, selection)
+    wanted, copies = resharding.distinct(selection.uids())
+    inside = _inside(pool, wanted, scale, seed)
+    plan = resharding.make_plan(pool, wanted[inside], copies[inside])
+    if not plan.samples:
+        raise InputError(
+            str(selection.folder),
+            f"none of its {len(wanted):,} samples has an image here" + _because(plan),
+            hint="curate download --pool DIR fetches images" if len(wanted) else "keep more: curate filter ...",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    with receipts.lock(out / "subset.lock"):
+        making = _Making(pool, selection, scale, seed, samples_per_shard, out, plan, len(wanted), ~inside)
+        return making.run(workers, require_all)
+
+
+@dataclass
+class _Making:
+    """One subset in the making, with its folder locked."""
+
+    pool: Pool
+    selection: Selection
+    scale: Scale
+    seed: int
+    samples_per_shard: int
+    out: Path
+    plan: Plan
+    selected: int
+    outside: npt.NDArray[np.bool_]
+
+    @property
+    def shards(self) -> Path:
+        return self.out / "shards"
+
+    def run(self, workers: int, require_all: bool) -> Result:
+        tasks = [
+            runner.Task(
+                f"{number:08d}",
+                self.shards,
+                resharding.fingerprint(self.pool, sources),
+                resharding.write_shard,
+                (sources,),
+                sum(len(s.rows) for s in sources),
+            )
+            for number, sources in enumerate(self.plan.pieces(self.samples_per_shard))
+        ]
+        self._begin({t.part for t in tasks})
+        summary = runner.run(STAGE, VERSION, tasks, workers=workers)
+        result = Result(
+            self.out,
+            self.selection.name,
+            self.scale,
+            self.selected,
+            int(self.outside.sum()),
+            self.plan.missing_by_cause(),
+            len(self.plan.uids),
+            self.plan.samples,
+            len(tasks),
+            summary.counts["bytes"],
+        )
+        result = replace(result, failure=self._failure(summary, require_all), warnings=_warnings(self.pool, result))
+        if not summary.failed:
+            self._finish(result, summary)
+        for warning in result.warnings:
+            log.warning("%s", warning)
+        return result
+
+    @property
+    def _what(self) -> dict[str, Any]:
+        raw = self.selection.raw
+        return {
+            "selection": self.selection.name,
+            "selection_digest": receipts.digest([raw.get("recipe"), raw["counts"], raw["pool"]]),
+            "pool": self.pool.identity(),
+            "scale": self.scale.name,
+            "seed": self.seed,
+            "samples_per_shard": self.samples_per_shard,
+            "uids": hashlib.sha256(self.plan.uids.tobytes() + self.plan.copies.tobytes()).hexdigest(),
+        }
+
+    def _begin(self, parts: set[str]) -> None:
+        """Mark the folder as ours, and take away what an earlier subset left that this one has not."""
+        receipts.sweep(self.out)
+        before = _marked(self.out)
+        if before.get("made_of") == self._what:
+            return
+        receipts.write_json(self.out / MARK, {"format": receipts.FORMAT, "made_of": self._what, "done": False})
+        for name in before.get("files", {}):
+            (self.out / name).unlink(missing_ok=True)
+        for part in receipts.receipts(self.shards).keys() - parts:
+            receipts.remove_part(self.shards, part)
+
+    def _failure(self, summary: runner.Summary, require_all: bool) -> PartError | None:
+        """The one error that names all that is broken, or, with `require_all`, missing."""
+        broken = {**self.plan.damaged, **summary.failed}
+        for error in broken.values():
+            log.error("%s", error)
+        missing = self.plan.missing_by_cause()
+        lost = sum(n for cause, n in missing.items() if cause in BROKEN)
+        if summary.failed:
+            what = (
+                f"{len(summary.failed)} of {summary.parts} shards could not be made ({', '.join(summary.failed)})"
+            )
+            return PartError(str(self.out), what, hint=_hint(broken))
+        if broken or lost:
+            what = f"{lost:,} selected samples should be in the pool and are not"
+            names = ", ".join(list(broken)[:8]) + (", ..." if len(broken) > 8 else "")
+            return PartError(str(self.out), what + (f" (shards {names})" if broken else ""), hint=_hint(broken))
+        if require_all and missing:
+            what = f"{sum(missing.values()):,} selected samples have no image here" + _because(self.plan)
+            return PartError(str(self.out), what, hint="missing.parquet lists them; or leave out --require-all")
+        return None
+
+    def _finish(self, result: Result, summary: runner.Summary) -> None:
+        """What stands beside the shards, then the mark that all is there."""
+        ids = _npy(self.plan)
+        stats = {name: r.counts["samples"] for name, r in sorted(summary.receipts.items())}
+        pattern = f"shards/{{{min(stats)}..{max(stats)}}}.tar"
+        meta = {
+            "output_shard_count": result.shards,
+            "output_shard_format": SHARD_FORMAT,
+            "output_shard_stats_format": STATS_FORMAT,
+            "output_count": result.samples,
+            "shard_size": max(stats.values()),
+        }
+        training = {
+            "format": receipts.FORMAT,
+            **asdict(self.scale),
+            "samples": result.samples,
+            "repeats": result.repeats,
+            "steps": self.scale.steps,
+            "command": scales.training_command(self.scale, pattern),
+        }
+        files = {
+            "uids.npy": ids,
+            "shards/sample_ids.npy": ids,
+            "shards/sizes.json": receipts.json_bytes({f"{name}.tar": n for name, n in stats.items()}),
+            "shards/meta.json": receipts.json_bytes(meta),
+            "training.json": receipts.json_bytes(training),
+            "missing.parquet": _missing(self.plan),
+            "README.md": card(self._facts(result, pattern)).encode(),
+        }
+        for name, data in files.items():
+            receipts.write_file(self.out / name, data)
+        written = {n: asdict(receipts.Written(len(d), hashlib.sha256(d).hexdigest())) for n, d in files.items()}
+        mark = {"format": receipts.FORMAT, "made_of": self._what, "done": True}
+        counts = {k: v for k, v in result.as_json().items() if k not in ("out", "warnings", "failure")}
+        receipts.write_json(self.out / MARK, {**mark, "counts": counts, "files": written})
+
+    def _facts(self, result: Result, pattern: str) -> Facts:
+        raw = self.selection.raw
+        return Facts(
+            self.scale,
+            self.seed,
+            self.pool.kind,
+            self.pool.n,
+            self.pool.identity(),
+            self.selection.name,
+            raw.get("recipe"),
+            raw.get("rules", ()),
+            self.selection.funnel,
+            result.selected,
+            result.outside,
+            result.kept,
+            result.samples,
+            result.shards,
+            result.missing,
+            pattern,
+        )
+
+
+# --- what is refused, and what is said --------------------------------------------------------------------
+
+
+def _check_out(pool: Pool, out: Path) -> None:
+    where = str(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(where, "is not a folder", hint="name another one with --out")
+    if out.resolve() in (pool.layout.root.resolve(), pool.layout.work.resolve()):
+        raise InputError(where, "is the pool itself", hint="name another folder with --out")
+    if not out.is_dir() or _marked(out):
+        return
+    others = sorted(p.name for p in out.iterdir() if not p.name.startswith("subset."))
+    if others:
+        listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise InputError(where, f"holds something else (found: {listed})", hint="name an empty folder with --out")
+
+
+def _marked(out: Path) -> dict[str, Any]:
+    """What subset.json says; empty where there is none."""
+    try:
+        raw = json.loads((out / MARK).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    receipts.check_format(raw, out / MARK)
+    return dict(raw)
+
+
+def _check_fresh(pool: Pool, selection: Selection) -> None:
+    known = dict(pool.identities)
+    for part in pool.parts:
+        if part.name in pool.unreadable and part.shard and (receipt := pool.shard_receipt(part.shard)):
+            known[part.name] = receipt.identity  # what it was when it was whole
+    if selection.pool_identity not in (pool.identity(), receipts.digest(known)):
+        raise InputError(
+            str(selection.folder),
+            "was made of an older state of this pool",
+            hint="run the same curate filter again, or add --allow-stale",
+        )
+
+
+def _inside(pool: Pool, wanted: Pairs, scale: Scale, seed: int) -> npt.NDArray[np.bool_]:
+    """Which of the wanted uids are in the scale's pool."""
+    if scale.pool_size is None or pool.n <= scale.pool_size:
+        return np.ones(len(wanted), dtype=np.bool_)
+    parts = (p for p in pool.parts if p.name in pool.rows)
+    limit = scales.scale_limit((scales.scale_ranks(pool.uids(p), seed) for p in parts), scale.pool_size)
+    assert limit is not None
+    return np.asarray(scales.scale_ranks(wanted, seed) <= limit)
+
+
+def _warnings(pool: Pool, result: Result) -> list[str]:
+    scale, said = result.scale, []
+    times = f"each sample is seen about {result.repeats:,.0f} times"
+    if scale.pool_size and pool.n < scale.pool_size:
+        said.append(
+            f"the pool has {pool.n:,} samples, the scale {scale.name} {scale.pool_size:,}: with "
+            f"{scale.samples_seen:,} samples seen, {times}"
+        )
+    elif result.repeats > scales.REPEATS:
+        said.append(f"{scale.samples_seen:,} samples seen of {result.samples:,} kept: {times}")
+    if result.repeats > scales.REPEATS:
+        said.append(
+            f"more than {scales.REPEATS} passes over the same samples rarely help: keep more, or a smaller scale"
+        )
+    return said
+
+
+def _because(plan: Plan) -> str:
+    causes = plan.missing_by_cause()
+    return f" ({', '.join(f'{cause} {n:,}' for cause, n in causes.items())})" if causes else ""
+
+
+def _hint(broken: Mapping[str, Any]) -> str | None:
+    return next((e.hint for e in broken.values() if e.hint), "curate verify names what is broken")
+
+
+# --- small files ------------------------------------------------------------------------------------------
+
+
+def _npy(plan: Plan) -> bytes:
+    """The uids in the shards as DataComp's list: sorted, one entry a copy."""
+    order = sort_order(plan.uids)
+    sink = io.BytesIO()
+    np.save(sink, np.repeat(plan.uids[order], plan.copies[order]))
+    return sink.getvalue()
+
+
+def _missing(plan: Plan) -> bytes:
+    """uid and cause of each wanted sample without an image, sorted by uid."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    causes = np.array(plan.codes, dtype=object)[plan.causes]
+    table = pa.table({"uid": pa.array(to_hex(plan.missing), pa.string()), "cause": pa.array(causes, pa.string())})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
