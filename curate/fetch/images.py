@@ -56,8 +56,9 @@ _one_big_image = threading.Lock()
 class Converted:
     """An image as it will be stored, and what the table says of it.
 
-    Sizes are in pixels, `original_*` upright (EXIF orientation applied). `digest` is the hash of the downloaded
-    bytes that the settings name, `stored_sha256` is of `data`. `exif` is img2dataset's JSON object of texts.
+    Sizes are in pixels, `original_*` upright (EXIF orientation applied). `sha256`, and `digest` by the hash that
+    the settings name, are of the downloaded bytes, `stored_sha256` is of `data`. `exif` is img2dataset's JSON
+    object of texts.
     """
 
     data: bytes
@@ -67,6 +68,7 @@ class Converted:
     original_width: int
     original_height: int
     exif: str | None
+    sha256: str
     digest: str
     stored_sha256: str
 
@@ -111,6 +113,7 @@ def _convert(body: bytes, header: Header, settings: ImageSettings) -> Converted:
         original_width,
         original_height,
         _exif(body),
+        hashlib.sha256(body).hexdigest(),
         digest_of(body, settings.compute_hash),
         hashlib.sha256(data).hexdigest(),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,15 @@ from curate.errors import InputError, nearest
 from curate.fetch import records
 from curate.fetch.records import MARK_EVERY
 from curate.fetch.rows import Columns, Rows, Slice, is_text, read_rows
-from curate.pool.names import column_in
 from curate.receipts import file_sha256
 from curate.uids import is_uid
 
 __all__ = ["ListFile", "Rows", "SourceList", "open_list", "read_rows"]
 
 log = logging.getLogger("curate.fetch")
+
+USUAL: Mapping[str, Sequence[str]] = {"url": ("url", "URL"), "caption": ("caption", "text", "TEXT")}
+"""Names tried where none is given, in order of preference; `curate.pool.names` knows more."""
 
 _COMPANIONS = {".npz", ".md", ".lock"}
 _UID_PROBE = 100
@@ -58,6 +60,11 @@ class SourceList:
         return sum(f.rows for f in self.files)
 
     @property
+    def other_columns(self) -> list[str]:
+        """The columns that are kept besides uid, url and caption."""
+        return list(pa.ipc.read_schema(pa.BufferReader(self.columns.others)).names)
+
+    @property
     def digest(self) -> str:
         """sha256 of the file; of several files, of their digests one after the other."""
         if len(self.files) == 1:
@@ -81,10 +88,16 @@ class SourceList:
         return Rows(tuple(slices), self.columns)
 
 
-def open_list(source: Path, *, url_col: str | None = None, caption_col: str | None = None) -> SourceList:
+def open_list(
+    source: Path,
+    *,
+    url_col: str | None = None,
+    caption_col: str | None = None,
+    usual: Mapping[str, Sequence[str]] = USUAL,
+) -> SourceList:
     """The list at `source`, a file or a folder of files (taken in the order of their names).
 
-    Without `url_col` or `caption_col` the usual names are tried; a list may have no caption column. Raises
+    Without `url_col` or `caption_col` the `usual` names are tried; a list may have no caption column. Raises
     InputError for a missing column, an empty list, or a file that is not in the format of its name.
     """
     found = [_scanned(path, form) for path, form in _files(source)]
@@ -92,7 +105,7 @@ def open_list(source: Path, *, url_col: str | None = None, caption_col: str | No
     if not files:
         raise InputError(str(source), "is an empty list (0 rows)")
     schema = _common([(f.path, s) for f, s in found if f.rows])
-    url = _column(source, schema, "url", url_col)
+    url = _column(source, schema, "url", url_col, usual)
     if url is None:
         hint = None
         close = nearest("url", schema.names)
@@ -101,7 +114,7 @@ def open_list(source: Path, *, url_col: str | None = None, caption_col: str | No
         elif any("://" in name for name in schema.names):
             hint = "its first line must name the columns"
         raise InputError(str(source), f"has no url column (found: {_listed(schema.names)})", hint=hint)
-    caption = _column(source, schema, "caption", caption_col)
+    caption = _column(source, schema, "caption", caption_col, usual)
     if caption is None:
         log.warning("%s: has no caption column; captions are empty", source)
     elif caption == url:
@@ -161,10 +174,12 @@ def _common(found: Sequence[tuple[Path, pa.Schema]]) -> pa.Schema:
     return schema
 
 
-def _column(source: Path, schema: pa.Schema, meaning: str, asked: str | None) -> str | None:
+def _column(
+    source: Path, schema: pa.Schema, meaning: str, asked: str | None, usual: Mapping[str, Sequence[str]]
+) -> str | None:
     """The column that holds `meaning`: as asked, else by its usual names."""
     if asked is None:
-        return column_in(schema.names, meaning)
+        return next((name for name in usual[meaning] if name in schema.names), None)
     if asked not in schema.names:
         close = nearest(asked, schema.names)
         raise InputError(

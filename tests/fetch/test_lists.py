@@ -19,6 +19,7 @@ import pytest
 from curate.errors import InputError, PartError
 from curate.fetch.lists import open_list, read_rows
 from curate.fetch.records import MARK_EVERY, format_of
+from curate.pool.names import ALIASES
 from curate.uids import derive_uid
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -131,7 +132,7 @@ def test_a_folder_is_its_files_in_order_of_name(tmp_path: Path) -> None:
 )
 def test_usual_names_are_found(tmp_path: Path, names: list[str], url: str, caption: str | None) -> None:
     path = write(tmp_path / "list.csv", [{name: f"http://{name}" for name in names}])
-    columns = open_list(path).columns
+    columns = open_list(path, usual=ALIASES).columns
     assert (columns.url, columns.caption) == (url, caption)
 
 
