@@ -28,8 +28,8 @@ class CaptionConcepts(Scorer):
     columns: ClassVar[Mapping[str, str]] = {"concepts": "List(String)"}
     rows: ClassVar[int] = 8192
 
-    vocabulary: File
-    """One concept a line, further forms after tabs; or a JSON list."""
+    vocabulary: File | None
+    """One concept a line, further forms after tabs; or a JSON list. None until it is settled."""
     fold: bool
     """Whether case is disregarded."""
 
@@ -37,6 +37,7 @@ class CaptionConcepts(Scorer):
         return [Column("caption")]
 
     def open(self, device: str) -> Any:
+        assert self.vocabulary is not None
         find = Vocabulary.read(self.vocabulary).finder(fold=self.fold)
         return lambda batch: {"concepts": [find(caption) for caption in batch.columns["caption"]]}
 
@@ -52,8 +53,8 @@ class ImageConcepts(Scorer):
     version: ClassVar[int] = 1
     columns: ClassVar[Mapping[str, str]] = {"image_concepts": "List(String)"}
 
-    vocabulary: File
-    """One concept a line, further forms after tabs; or a JSON list."""
+    vocabulary: File | None
+    """One concept a line, further forms after tabs; or a JSON list. None until it is settled."""
     model: str
     """ARCH/PRETRAINED, both of the image embeddings and for the prompts."""
     top: int
@@ -67,6 +68,7 @@ class ImageConcepts(Scorer):
     def open(self, device: str) -> Any:
         import numpy as np
 
+        assert self.vocabulary is not None
         names = np.array(Vocabulary.read(self.vocabulary).names, dtype=object)
         prompts = text_encoder(self.model, device)([_PROMPT.format(name) for name in names])
         step = max(1, _MOST_LOGITS // len(names))

@@ -21,8 +21,8 @@ class Language(Scorer):
     columns: ClassVar[Mapping[str, str]] = {"language": "String", "language_probability": "Float32"}
     rows: ClassVar[int] = 8192
 
-    model: File
-    """fastText's identification model, lid.176.bin or its compressed form."""
+    model: File | None
+    """fastText's identification model, lid.176.bin or its compressed form; None until it is settled."""
 
     def needs(self) -> list[Need]:
         return [Column("caption")]
@@ -31,6 +31,7 @@ class Language(Scorer):
         import fasttext
         import numpy as np
 
+        assert self.model is not None
         try:
             model = fasttext.load_model(str(self.model.path))
         except (ValueError, RuntimeError, MemoryError) as error:

@@ -10,7 +10,6 @@ from curate.filter_api import (
     Facts,
     Figures,
     File,
-    InputError,
     Judge,
     Need,
     Score,
@@ -79,7 +78,7 @@ class Basic(Judge):
             read += [Column("original_width"), Column("original_height")]
         if self._of_caption:
             read.append(Column("caption"))
-        if self.language and self.language_model is not None:
+        if self.language:
             read.append(Score(Language(self.language_model)))
         return read
 

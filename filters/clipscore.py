@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
-from curate.filter_api import Facts, Figures, InputError, Judge, Need, Similarity, setting
+from curate.filter_api import Facts, Figures, Judge, Need, Similarity, setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,28 +34,33 @@ class ClipScore(Judge):
 
     min: float | None = setting(None, "least cosine, -1..1; instead of top")
     top: float | None = setting(None, "fraction to keep, over 0 and at most 1; default 0.3")
-    model: str = setting("", "ARCH/PRETRAINED; default: ViT-L-14/openai where the pool has it, else its only one")
-    source: str = setting(
-        "",
+    model: str | None = setting(
+        None, "ARCH/PRETRAINED; default: ViT-L-14/openai where the pool has it, else its only one"
+    )
+    source: str | None = setting(
+        None,
         "where the cosines come from; default: the first that covers every part",
-        choices=("", "column", "published", "own"),
+        choices=("column", "published", "own"),
     )
     ties: str = setting("uid", "who stays at the cut of top=", choices=("uid", "datacomp"))
 
     def __post_init__(self) -> None:
         if self.min is not None and self.top is not None:
-            raise InputError("clipscore", f"min and top exclude each other (found {self.min} and {self.top})")
+            raise ValueError(f"min and top exclude each other (found {self.min} and {self.top})")
         if self.min is not None and not -1 <= self.min <= 1:
-            raise InputError("clipscore", f"min is a cosine, -1..1 (found {self.min})")
+            raise ValueError(f"min is a cosine, -1..1 (found {self.min})")
         if self.top is not None and not 0 < self.top <= 1:
-            raise InputError("clipscore", f"top is a fraction over 0 and at most 1 (found {self.top})")
+            raise ValueError(f"top is a fraction over 0 and at most 1 (found {self.top})")
+
+        if self.model == "":
+            raise ValueError("model is ARCH/PRETRAINED, or left out for the pool's (found '')")
 
     def settle(self, pool: Facts) -> ClipScore:
         top = _DEFAULT_TOP if self.min is None and self.top is None else self.top
         return replace(self, top=top, model=self.model or pool.model("clipscore"))
 
     def needs(self) -> list[Need]:
-        return [Similarity(self.model, self.source or None)]
+        return [Similarity(self.model or "", self.source)]
 
     def keep(self, pool: Figures) -> dict[str, pl.Expr]:
         import polars as pl

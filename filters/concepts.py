@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from curate.filter_api import Draw, Facts, File, InputError, Left, Need, Sampler, Score, setting
+from curate.filter_api import Draw, Facts, File, Left, Need, Sampler, Score, setting
 
 from ._concept_scores import CaptionConcepts, ImageConcepts
 
@@ -56,7 +56,7 @@ class Concepts(Sampler):
     tail: float | None = setting(None, "share of all matches held by concepts kept whole, 0..1; default 0.06")
     seed: int = setting(0, "seed of the chance")
     fold: bool = setting(True, "find concepts without regard to case")
-    images: str = setting("", "model for concepts in images, ARCH/PRETRAINED; empty: captions only")
+    images: str | None = setting(None, "model for concepts in images too, ARCH/PRETRAINED; default: none")
     image_top: int = setting(3, "most concepts found in one image, 1 or more")
     image_min: float = setting(0.1, "least probability of a concept in an image, 0..1")
     unmatched: str = setting("keep", "what to do with samples that show no concept", choices=("keep", "drop"))
@@ -65,23 +65,23 @@ class Concepts(Sampler):
         given = {name: getattr(self, name) for name in ("target", "cap", "tail")}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) > 1:
-            raise InputError("concepts", f"{' and '.join(given)} exclude each other")
+            raise ValueError(f"{' and '.join(given)} exclude each other")
         for name, value in given.items():
             if not value > 0 or (name == "tail" and not value < 1):
-                raise InputError("concepts", f"{name} is over 0{' and under 1' * (name == 'tail')} (found {value})")
+                raise ValueError(f"{name} is over 0{' and under 1' * (name == 'tail')} (found {value})")
         if self.image_top < 1 or not 0 <= self.image_min <= 1:
-            raise InputError(
-                "concepts",
+            raise ValueError(
                 f"image_top is 1 or more, image_min 0..1 (found {self.image_top} and {self.image_min})",
             )
+
+        if self.images == "":
+            raise ValueError("images is ARCH/PRETRAINED, or left out for captions only (found '')")
 
     def settle(self, pool: Facts) -> Concepts:
         tail = _DEFAULT_TAIL if self.target is self.cap is self.tail is None else self.tail
         return replace(self, tail=tail, vocabulary=self.vocabulary or File.at(_COMMON))
 
     def needs(self) -> list[Need]:
-        if self.vocabulary is None:
-            return []
         scores: list[Need] = [Score(CaptionConcepts(self.vocabulary, self.fold))]
         if self.images:
             scores.append(Score(ImageConcepts(self.vocabulary, self.images, self.image_top, self.image_min)))
@@ -110,9 +110,10 @@ class Concepts(Sampler):
         unmatched = np.isnan(rarest)
         kept[unmatched] = self.unmatched == "keep"
         kept &= judged
-        reason: str | npt.NDArray[np.str_] = "common_concepts"
+        reason: str | npt.NDArray[np.uint8] = "common_concepts"
         if self.unmatched == "drop":
-            reason = np.where(unmatched, "no_concept", "common_concepts")
+            names = list(self.reasons)
+            reason = np.where(unmatched, names.index("no_concept"), names.index("common_concepts")).astype(np.uint8)
         return Draw(kept.astype(np.uint16), reason, value=rarest, unjudged=~judged)
 
 

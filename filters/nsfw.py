@@ -39,8 +39,8 @@ class Unsafe(Scorer):
 
     model: str
     """The model that the head was trained on, ARCH/PRETRAINED."""
-    head: File
-    """The head's weights, as published (a zipped SavedModel) or as an npz of its arrays."""
+    head: File | None
+    """Its weights, as published (a zipped SavedModel) or as an npz of its arrays; None until it is settled."""
 
     def needs(self) -> list[Need]:
         return [Vectors(self.model, "image")]
@@ -48,13 +48,15 @@ class Unsafe(Scorer):
     def open(self, device: str) -> Any:
         from . import _unsafe_head
 
+        assert self.head is not None
+        where = str(self.head.path)
         head = _unsafe_head.load(self.head)
 
         def compute(batch: Batch) -> dict[str, Any]:
             vectors = batch.vectors[self.model, "image"]
             if vectors.shape[1] != head.dim:
                 raise InputError(
-                    str(self.head.path),
+                    where,
                     f"reads embeddings of {head.dim} numbers ({self.model} makes {vectors.shape[1]})",
                     hint="name the model that this head was trained on: model=ARCH/PRETRAINED",
                 )
@@ -78,14 +80,17 @@ class Nsfw(Judge):
     }
 
     max: float = setting(0.5, "greatest p_unsafe to keep, 0..1")
-    model: str = setting("", "whose embeddings: ViT-L-14/openai or ViT-B-32/openai; default: the pool's")
+    model: str | None = setting(None, "whose embeddings: ViT-L-14/openai or ViT-B-32/openai; default: the pool's")
     head: File | None = setting(
         None, "weights of a head (zip as published, or npz); default: LAION's for the model"
     )
 
     def __post_init__(self) -> None:
         if not 0 <= self.max <= 1:
-            raise InputError("nsfw", f"max is a probability, 0..1 (found {self.max})")
+            raise ValueError(f"max is a probability, 0..1 (found {self.max})")
+
+        if self.model == "":
+            raise ValueError("model is ARCH/PRETRAINED, or left out for the pool's (found '')")
 
     def settle(self, pool: Facts) -> Nsfw:
         model = self.model or pool.model("nsfw", among=tuple(_HEADS))
@@ -100,7 +105,7 @@ class Nsfw(Judge):
         return replace(self, model=model, head=asset(_HEADS[model]))
 
     def needs(self) -> list[Need]:
-        return [Score(Unsafe(self.model, self.head))] if self.head is not None else []
+        return [Score(Unsafe(self.model or "", self.head))]
 
     def keep(self, pool: Figures) -> dict[str, pl.Expr]:
         import polars as pl

@@ -44,8 +44,8 @@ class WatermarkScore(Scorer):
     columns: ClassVar[Mapping[str, str]] = {"p_watermark": "Float32"}
     rows: ClassVar[int] = 64
 
-    weights: File
-    """A state dict, watermark_model_v1.pt as published or one of its form."""
+    weights: File | None
+    """A state dict, watermark_model_v1.pt as published or one of its form; None until it is settled."""
 
     def needs(self) -> list[Need]:
         return [Images()]
@@ -60,6 +60,7 @@ class WatermarkScore(Scorer):
     def open(self, device: str) -> Any:
         import torch
 
+        assert self.weights is not None
         network = load_network(self.weights).to(device)
         mean = torch.tensor(_MEAN, device=device).view(3, 1, 1)
         deviation = torch.tensor(_DEVIATION, device=device).view(3, 1, 1)
@@ -131,13 +132,13 @@ class Watermark(Judge):
 
     def __post_init__(self) -> None:
         if not 0 <= self.max <= 1:
-            raise InputError("watermark", f"max is a probability, 0..1 (found {self.max})")
+            raise ValueError(f"max is a probability, 0..1 (found {self.max})")
 
     def settle(self, pool: Facts) -> Watermark:
         return self if self.weights is not None else replace(self, weights=asset("watermark"))
 
     def needs(self) -> list[Need]:
-        return [Score(WatermarkScore(self.weights))] if self.weights is not None else []
+        return [Score(WatermarkScore(self.weights))]
 
     def keep(self, pool: Figures) -> dict[str, pl.Expr]:
         import polars as pl

@@ -89,7 +89,7 @@ class FakeLeft:
         return np.asarray((array != 0).any(axis=1)), blocks
 
     def neighbours(
-        self, model: str, threshold: float, side: str = "image"
+        self, model: str, threshold: float, side: str = "image", *, links: bool = False
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         array = self.arrays[model, side]
         cosine = array @ array.T

@@ -227,7 +227,7 @@ def test_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Nsfw(model="my/model", head=head).settle(FakeFacts()).needs() == [Score(Unsafe("my/model", head))]
     with pytest.raises(InputError, match="published no head for my/model"):
         Nsfw(model="my/model").settle(FakeFacts())
-    with pytest.raises(InputError, match="max is a probability"):
+    with pytest.raises(ValueError, match="max is a probability"):
         Nsfw(max=50)
 
 

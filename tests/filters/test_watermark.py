@@ -129,7 +129,7 @@ def test_judge(weights: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "watermark_model_v1.pt").write_bytes(b"other")
     with pytest.raises(InputError, match="is not the published watermark"):
         Watermark().settle(FakeFacts())
-    with pytest.raises(InputError, match="max is a probability"):
+    with pytest.raises(ValueError, match="max is a probability"):
         Watermark(max=-1)
 
 
