@@ -269,6 +269,8 @@ class _Rows:
     """The rows of one part with all that a scorer needs of them."""
 
     def __init__(self, pool: Pool, part: Part, columns: list[Column], sources: list[vectors.VectorSource]) -> None:
+        import polars as pl
+
         names = [c.name for c in columns]
         frame = pool.scan(
             part, ["uid", FAILED, *names], optional=[FAILED, *(c.name for c in columns if c.optional)]
