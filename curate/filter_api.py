@@ -59,6 +59,7 @@ __all__ = [
     "Vectors",
     "asset",
     "chance",
+    "components",
     "setting",
     "settings_of",
     "text_encoder",
@@ -266,9 +267,12 @@ class Left(Protocol):
         """Which rows have a vector, and all rows (zeros where none) as consecutive blocks, float32."""
 
     def neighbours(
-        self, model: str, threshold: float, side: str = "image"
+        self, model: str, threshold: float, side: str = "image", *, links: bool = False
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Pairs of rows (i < j) with cosine >= threshold, sorted by (i, j), and their cosines."""
+        """Pairs of rows (i < j) with cosine >= threshold, sorted by (i, j), and their cosines.
+
+        With `links` only as many of them as hold each group together, fewer than rows however dense they are.
+        """
 
     def chance(self, seed: int) -> npt.NDArray[np.float64]:
         """A number in [0, 1) a row that depends on (uid, seed) alone: the same in any order, nested."""
@@ -311,8 +315,8 @@ class Draw:
 
     copies: npt.NDArray[np.uint16]
     """How often each sample is taken; 0 drops it."""
-    reason: str | npt.NDArray[np.str_]
-    """Why a row with 0 copies was dropped; one for all, or one a row."""
+    reason: str | npt.NDArray[np.uint8]
+    """Why a row with 0 copies was dropped: one for all, or for each row its place in the filter's `reasons`."""
     _: KW_ONLY
     value: npt.NDArray[np.float32] | None = None
     of: npt.NDArray[np.int64] | None = None
@@ -374,6 +378,16 @@ class Scorer:
     def prepare(self, image: Image) -> npt.NDArray[Any]:
         """One decoded RGB image made ready, in a decode process (keep torch out of it)."""
         raise NotImplementedError
+
+
+def components(n: int, *pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """For each of `n` rows the smallest row that these pairs connect it with; a row alone is its own."""
+    import numpy as np
+
+    from curate.vectors import components as found
+
+    i, j = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return found.components(n, i, j)
 
 
 def chance(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float64]:

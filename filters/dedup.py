@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from curate.filter_api import Column, Draw, Left, Need, Neighbours, Sampler, Vectors, setting
-
-from ._groups import components
+from curate.filter_api import Column, Draw, Left, Need, Neighbours, Sampler, Vectors, components, setting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     Int64 = npt.NDArray[np.int64]
     Pairs = tuple[Int64, Int64, npt.NDArray[np.float32]]
 
+_IMAGE, _ADDRESS, _NEAR = range(3)  # places in `reasons`
 _IDENTITY = ("sha256", "url", "caption")
 
 
@@ -79,7 +78,7 @@ class Dedup(Sampler):
         near: Pairs = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
         if self.model is not None:
             judged = left.vectors(self.model, "image")[0]
-            near = left.neighbours(self.model, self.threshold)
+            near = left.neighbours(self.model, self.threshold, links=True)
         rows = np.arange(left.n)
         image = _first_equal(table, "image", judged)
         address = _first_equal(table, "address", judged)
@@ -88,8 +87,8 @@ class Dedup(Sampler):
         reason, cosine = _relations(stays, image, address, near)
         return Draw(
             (judged & ~dropped).astype(np.uint16),
-            np.where(dropped, reason, ""),
-            value=np.where(dropped & (reason == "near_duplicate"), cosine, np.float32(np.nan)),
+            reason,
+            value=np.where(dropped & (reason == _NEAR), cosine, np.float32(np.nan)),
             of=np.where(dropped, stays, -1),
             unjudged=~judged,
         )
@@ -154,7 +153,7 @@ def _best(table: pl.DataFrame, group: Int64) -> Int64:
 
 def _relations(
     stays: Int64, image: Int64, address: Int64, near: Pairs
-) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.float32]]:
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """What relates each row to the one that stays, or else to its group, and the cosine of that relation."""
     import numpy as np
 
@@ -169,7 +168,7 @@ def _relations(
     alike = [np.bincount(first, minlength=len(stays))[first] > 1 for first in (image, address)]
     reason = np.select(
         [image == image[stays], address == address[stays], direct >= -1, *alike],
-        ["same_image", "same_url_caption", "near_duplicate", "same_image", "same_url_caption"],
-        "near_duplicate",
+        [_IMAGE, _ADDRESS, _NEAR, _IMAGE, _ADDRESS],
+        _NEAR,
     )
-    return reason, np.where(direct >= -1, direct, closest)
+    return reason.astype(np.uint8), np.where(direct >= -1, direct, closest)

@@ -291,12 +291,16 @@ def _draw(decisions: Decisions, rule: Rule, name: str) -> dict[str, Any]:
 
 
 def _book_reasons(decisions: Decisions, rule: Rule, draw: Draw, rows: npt.NDArray[np.int64], dropped: Mask) -> None:
-    said = [draw.reason] if isinstance(draw.reason, str) else np.unique(draw.reason[dropped]).tolist()
-    for reason in said:
-        if reason not in rule.filter.reasons:
-            raise InputError(f"rule {rule.name}", f"drops for {reason!r}, which has no sentence in `reasons`")
-        mine = dropped if isinstance(draw.reason, str) else dropped & (draw.reason == reason)
-        decisions.reason[rows[mine]] = decisions.reasons.number(reason)
+    names = list(rule.filter.reasons)
+    if isinstance(draw.reason, str):
+        if draw.reason not in names:
+            raise InputError(f"rule {rule.name}", f"drops for {draw.reason!r}, which has no sentence in `reasons`")
+        decisions.reason[rows[dropped]] = decisions.reasons.number(draw.reason)
+        return
+    for place in np.unique(draw.reason[dropped]).tolist():
+        if place >= len(names):
+            raise InputError(f"rule {rule.name}", f"drops for reason number {place}, of {len(names)}")
+        decisions.reason[rows[dropped & (draw.reason == place)]] = decisions.reasons.number(names[place])
 
 
 def _check_draw(name: str, draw: Draw, n: int) -> None:

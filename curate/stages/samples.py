@@ -305,12 +305,12 @@ class SamplesLeft:
         return ok, blocks.iterate()
 
     def neighbours(
-        self, model: str, threshold: float, side: str = "image"
+        self, model: str, threshold: float, side: str = "image", *, links: bool = False
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        from curate.vectors.neighbours import pairs
+        from curate.vectors import neighbours
 
         ok, blocks = self.samples.blocks(model, side, self.rows)
-        return pairs(blocks, threshold, ok=ok)
+        return (neighbours.links if links else neighbours.pairs)(blocks, threshold, ok=ok)
 
     def chance(self, seed: int) -> npt.NDArray[np.float64]:
         chosen = self.samples.uids[self.rows]

@@ -285,7 +285,10 @@ def test_samples_without_a_concept() -> None:
         np.testing.assert_array_equal(draw.unjudged, ~known)
         assert not draw.copies[~known].any()
         assert draw.copies.sum() == 1 + (unmatched == "keep")
-        reasons = np.broadcast_to(np.asarray(draw.reason), (4,))
+        named = (
+            [draw.reason] * 4 if isinstance(draw.reason, str) else [list(Concepts.reasons)[r] for r in draw.reason]
+        )
+        reasons = np.array(named)
         assert set(reasons[known & ~empty]) == {"common_concepts"}
         if unmatched == "drop":
             assert list(reasons[empty]) == ["no_concept"]

@@ -42,7 +42,7 @@ def outcome(pool: FakeLeft, **settings: object) -> list[str]:
             words.append("kept")
         else:
             assert draw.copies[draw.of[row]] == 1
-            words.append(f"{draw.reason[row]}>{draw.of[row]}")
+            words.append(f"{list(Dedup.reasons)[draw.reason[row]]}>{draw.of[row]}")
     return words
 
 
