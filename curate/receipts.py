@@ -36,7 +36,8 @@ _FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk qu
 
 
 def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    # not truncated here: another process may hold it
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def _write(fd: int, data: memoryview) -> int:
@@ -274,17 +275,22 @@ class _KeptOpen(io.BufferedWriter):
             self.detach()
 
 
-def _open_temporary(path: Path) -> _Raw:
+def _open_temporary(path: Path, *, wait: bool = False) -> _Raw:
+    """The `.tmp` file of `path`, empty and locked. Raises Busy where another process writes it, unless `wait`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with disk(temporary):
-        fd = _create(temporary)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise Busy(str(path), "is being written by another process") from error
-    return _Raw(fd, temporary)
+    while True:
+        with disk(temporary):
+            fd = _create(temporary)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            os.close(fd)
+            raise Busy(str(path), "is being written by another process") from error
+        if _same_file(fd, temporary):
+            os.ftruncate(fd, 0)
+            return _Raw(fd, temporary)
+        os.close(fd)  # renamed or swept since it was opened: make another
 
 
 def _finish(writer: io.BufferedWriter, raw: _Raw) -> None:
@@ -301,8 +307,11 @@ def _forget_receipt(folder: Path, part: str) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """One whole file outside of any part (a plan, a pointer): temporary name, fsync, rename, folder fsync."""
-    raw = _open_temporary(path)
+    """One whole file outside of any part (a plan, a pointer): temporary name, fsync, rename, folder fsync.
+
+    Of two processes that write it at once one waits for the other.
+    """
+    raw = _open_temporary(path, wait=True)
     writer = _KeptOpen(raw, CHUNK)
     writer.write(data)
     _finish(writer, raw)
@@ -331,13 +340,13 @@ def remove_part(folder: Path, part: str) -> None:
 
 
 def sweep(folder: Path) -> int:
-    """Remove the `.tmp` files that no living process writes, in `folder` and its receipts; how many."""
+    """Remove what dead processes left in `folder` and its receipts, `.tmp` files and locks; how many."""
     swept = 0
     for place in (folder, folder / RECEIPTS):
-        with suppress(FileNotFoundError, NotADirectoryError):
-            for path in place.glob("*.tmp"):
-                with suppress(OSError), path.open("rb") as stream:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in [*place.glob("*.tmp"), *place.glob("*.lock")]:
+            with suppress(OSError), path.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _same_file(stream.fileno(), path):
                     path.unlink()
                     swept += 1
     return swept
