@@ -24,9 +24,9 @@ from curate.pool import Pool, need_shards
 from curate.pool.adopt import adopt
 from curate.scales import Scale
 from curate.selection import Selection
-from curate.stages import resharding
+from curate.stages import placing, resharding
 from curate.stages.card import Facts, card
-from curate.stages.resharding import BROKEN, Pairs, Plan
+from curate.stages.placing import BROKEN, Pairs, Plan
 from curate.uids import sort_order, to_hex
 
 STAGE, VERSION = "subset", 1
@@ -103,9 +103,9 @@ def subset(
     pool = adopt(pool, workers=workers)
     if not allow_stale:
         _check_fresh(pool, selection)
-    wanted, copies = resharding.distinct(selection.uids())
+    wanted, copies = placing.distinct(selection.uids())
     inside = _inside(pool, wanted, scale, seed)
-    plan = resharding.make_plan(pool, wanted[inside], copies[inside])
+    plan = placing.make_plan(pool, wanted[inside], copies[inside])
     if not plan.samples:
         raise InputError(
             str(selection.folder),
@@ -141,7 +141,7 @@ class _Making:
             runner.Task(
                 f"{number:08d}",
                 self.shards,
-                resharding.fingerprint(self.pool, sources),
+                placing.fingerprint(self.pool, sources),
                 resharding.write_shard,
                 (sources,),
                 sum(len(s.rows) for s in sources),

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import gc
 import inspect
+import io
 import json
 import logging
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -21,7 +23,7 @@ from curate.pool import Pool, open_pool
 from curate.pool.adopt import adopt
 from curate.receipts import read_receipt
 from curate.scales import SCALES, scale
-from curate.stages import resharding
+from curate.stages import placing, resharding
 from curate.stages.subset import Result, subset
 from curate.uids import to_hex, to_pairs
 from tests.pools import (
@@ -314,6 +316,26 @@ def test_img2datasets_shards(tmp_path: Path) -> None:
     assert json.loads(found[0][2]["json"])["key"] == "000000002"
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("folder", ["", "a folder/", "x" * 120 + "/"], ids=["flat", "folder", "long"])
+def test_tars_of_other_writers(tmp_path: Path, form: int, folder: str) -> None:
+    (tmp_path / "pool").mkdir()
+    with tarfile.open(tmp_path / "pool/some.tar", "w", format=form) as tar:
+        for row in range(3):
+            for extension, data in members_of(sample_of(0, row)):
+                info = tarfile.TarInfo(f"{folder}{row}.{extension.upper()}")
+                info.size, info.mtime, info.uname = len(data), 1700000000.5, "böb"
+                tar.addfile(info, io.BytesIO(data))
+    pool = adopt(open_pool(tmp_path / "pool"), workers=0)
+    make_selection(pool, [uid_of(0, 0), uid_of(0, 2)])
+    made(pool, tmp_path / "out")
+    found = list(samples(tmp_path / "out"))
+    assert [key for _, key, _ in found] == [f"{uid_of(0, r)}-0" for r in (0, 2)]
+    assert [m for *_, m in found] == [dict(members_of(sample_of(0, r))) for r in (0, 2)]
+    with tarfile.open(tmp_path / "out/shards/00000000.tar") as tar:
+        assert {(i.mtime, i.uname, i.mode) for i in tar} == {(0, "", 0o444)}
+
+
 def test_metadata_with_shards_of_some(tmp_path: Path) -> None:
     rows = [{"uid": uid_of(s, r), "url": "u", "text": "t"} for s in range(2) for r in range(3)]
     make_metadata(tmp_path / "pool", rows)
@@ -449,9 +471,9 @@ def test_receipts_are_complete(pool: Pool, tmp_path: Path) -> None:
 
 def test_find_and_distinct() -> None:
     listed = [f"{0:016x}{n:016x}" for n in (1, 3, 3, 5)] + [f"{7:016x}{0:016x}"]
-    ordered, copies = resharding.distinct(to_pairs(pa.array(listed)))
+    ordered, copies = placing.distinct(to_pairs(pa.array(listed)))
     assert copies.tolist() == [1, 2, 1, 1]
     wanted = [f"{h:016x}{low:016x}" for h, low in ((0, 5), (0, 2), (7, 0), (7, 1), (9, 9), (0, 1))]
-    assert resharding.find(ordered, to_pairs(pa.array(wanted))).tolist() == [2, -1, 3, -1, -1, 0]
-    assert resharding.find(ordered[:0], ordered).tolist() == [-1] * 4
-    assert [len(a) for a in resharding.distinct(ordered[:0])] == [0, 0]
+    assert placing.find(ordered, to_pairs(pa.array(wanted))).tolist() == [2, -1, 3, -1, -1, 0]
+    assert placing.find(ordered[:0], ordered).tolist() == [-1] * 4
+    assert [len(a) for a in placing.distinct(ordered[:0])] == [0, 0]
