@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from curate.fetch.lists import SourceList
 
 VERSION = 1
+SAMPLES_A_SECOND = 200
+"""What one core fetches, resizes to 512 pixels and writes; photos of a few hundred pixels, measured."""
+
 CONNECTIONS = 256
 """Fetches at once, over all processes, unless told otherwise."""
 
@@ -136,6 +139,17 @@ def download(made: Plan, *, workers: int, connections: int = CONNECTIONS) -> run
     summary = runner.run(DOWNLOAD_STAGE, VERSION, tasks, workers=workers)
     _say_if_hopeless(summary)
     return summary
+
+
+def has_source(root: Path) -> bool:
+    """Whether the pool at `root` says by itself what it is downloaded from: metadata, or an earlier list."""
+    layout = Layout(root, root)
+    return layout.sources.is_file() or ((root / "metadata").is_dir() and bool(metadata_files(layout)))
+
+
+def seconds_for(rows: int, workers: int) -> float:
+    """About how long `rows` take where the network is no limit."""
+    return rows / (SAMPLES_A_SECOND * max(1, workers))
 
 
 def _own_metadata(layout: Layout) -> Path:
