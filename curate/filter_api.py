@@ -323,6 +323,8 @@ class Draw:
     """The row that the reason speaks of (the copy that stayed), -1 for none."""
     unjudged: npt.NDArray[np.bool_] | None = None
     """Rows that could not be judged: not taken, and not a drop."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Figures that the choice rests on, for the funnel: a threshold found, a target derived."""
 
 
 class Sampler(Filter):

@@ -130,12 +130,17 @@ def _show(outcome: Outcome, as_json: bool) -> None:
     common.show(f"\nselection {selection.name}{again}: {selection.folder}")
 
 
+WIDE = 60
+"""Characters of a rule that the funnel shows."""
+
+
 def funnel_lines(selection: Selection) -> list[str]:
     """The funnel of a selection as a table: in, dropped by each rule and why, unjudged and why, left."""
     rows: list[tuple[Any, ...]] = [("rule", "in", "dropped", "unjudged", "left")]
     for line in selection.funnel:
         dropped, unjudged = sum(line["dropped"].values()), sum(line["unjudged"].values())
-        rows.append((line["text"], line["in"], dropped, unjudged, line["left"]))
+        text = line["text"] if len(line["text"]) <= WIDE else line["text"][: WIDE - 3] + "..."
+        rows.append((text, line["in"], dropped, unjudged, line["left"]))
         figures = ", ".join(
             f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in line["figures"].items()
         )

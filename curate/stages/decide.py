@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -96,8 +96,13 @@ class Decisions:
         self.reason[rows] = self.reasons.number(reason)
 
 
-def decide(samples: Samples, recipe: Recipe, *, inside: Mask | None = None) -> Decisions:
-    """The decision of `recipe` on every sample; `inside` is the scale's pool, outside of which all is dropped."""
+def decide(
+    samples: Samples, recipe: Recipe, *, texts: Sequence[str] | None = None, inside: Mask | None = None
+) -> Decisions:
+    """The decision of `recipe` on every sample; `inside` is the scale's pool, outside of which all is dropped.
+
+    `texts` are the rules as their user wrote them, for the funnel.
+    """
     decisions = Decisions(samples)
     if inside is not None and not inside.all():
         decisions.take(~inside, "scale", OUTSIDE)
@@ -112,7 +117,8 @@ def decide(samples: Samples, recipe: Recipe, *, inside: Mask | None = None) -> D
             notes = _draw(decisions, step, name)
         else:
             notes = _judge(decisions, step, name, ranked)
-        decisions.book(name, step.text, notes, before)
+        sources = samples.sources([n for rule in step.rules for n in needs_of(rule.filter)])
+        decisions.book(name, texts[number] if texts else step.text, sources | notes, before)
     return decisions
 
 
@@ -287,7 +293,7 @@ def _draw(decisions: Decisions, rule: Rule, name: str) -> dict[str, Any]:
         mask = (decisions.rule[span] == number) & (decisions.reason[span] < 0)
         causes = samples.codes(needs, part)
         decisions.code[span][mask] = _numbers(decisions.codes, causes.filter(pl.Series(mask)))
-    return {}
+    return dict(draw.notes)
 
 
 def _book_reasons(decisions: Decisions, rule: Rule, draw: Draw, rows: npt.NDArray[np.int64], dropped: Mask) -> None:

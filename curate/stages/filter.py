@@ -157,7 +157,8 @@ def _make(
 ) -> None:
     samples = Samples(pool)
     inside = _inside(samples, request)
-    decisions = decide.decide(samples, recipe, inside=inside)
+    texts = [step.text for step in request.recipe]
+    decisions = decide.decide(samples, recipe, texts=texts, inside=inside)
     folder = pool.layout.selection(name)
     tasks = [
         runner.Task(

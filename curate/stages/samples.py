@@ -151,6 +151,14 @@ class Samples:
                 folder = self.pool.layout.embeddings(self.pool.embedded[need.model])
                 yield Results(folder, "shard" if self.pool.joined else "part"), ["similarity"]
 
+    def sources(self, needs: Sequence[Need]) -> dict[str, str]:
+        """Which model and source a rule's numbers come from, for the funnel."""
+        similar = [n for n in needs if isinstance(n, Similarity)]
+        said = {"similarity of": ", ".join(f"{n.model} ({self._source(n)})" for n in similar)} if similar else {}
+        inner = [n for s in needs if isinstance(s, Score) for n in s.scorer.needs()]
+        models = dict.fromkeys(n.model for n in [*needs, *inner] if isinstance(n, (Vectors, Neighbours)))
+        return said | ({"vectors of": ", ".join(models)} if models else {})
+
     def folders(self, needs: Sequence[Need]) -> list[Path]:
         """The folders of all results that `needs` read."""
         found = [results.folder for results, _ in self._results(needs)]
