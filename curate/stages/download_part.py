@@ -70,6 +70,7 @@ LEDGER = (
 )
 """Columns of a shard's ledger: what varies from run to run; `headers` is a JSON object."""
 
+_OWN = ("uid", "url", "caption", "list_error")
 _IN_JSON = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "exif")
 _TICK_SECONDS = 0.2
 
@@ -116,9 +117,6 @@ def download_part(output: Output, tick: Tick, rows: Rows, number: int, job: Job)
         "stored_bytes": sum(o.length for o in outcomes),
         **{f"code:{code}": count for code, count in sorted(counts.items())},
     }
-
-
-_OWN = ("uid", "url", "caption", "list_error")
 
 
 def _allow_many_sockets() -> None:
@@ -227,7 +225,7 @@ def _write_tar(
 ) -> TarWriter:
     """The images and their texts, in the order of the list."""
     writer = TarWriter(output.open(f"{shard}.tar"))
-    others = {name: safe_values(table[name]) for name in table.column_names if name not in _OWN}
+    others = {name: safe_values(column) for name, column in _others(table, job).items()}
     for row, (record, outcome) in enumerate(zip(records, outcomes, strict=True)):
         if outcome.image is None:
             continue
@@ -236,7 +234,7 @@ def _write_tar(
             "url": record["url"],
             "caption": record["caption"],
             "uid": record["uid"],
-            **{name: values[row] for name, values in others.items() if name not in record},
+            **{name: values[row] for name, values in others.items()},
             **{name: record[name] for name in _IN_JSON},
             job.images.compute_hash: record["digest"],
         }
@@ -251,16 +249,19 @@ def _write_tar(
 
 
 def _table(records: Sequence[Mapping[str, Any]], table: pa.Table, job: Job) -> pa.Table:
-    """All attempted rows; a column of the list that has the name of one of ours is kept as `list_<name>`."""
+    """All attempted rows: our columns, then the list's."""
     import pyarrow as pa
 
     ours = {name: pa.array([r[name] for r in records], pa.type_for_alias(kind)) for name, kind in TABLE}
     ours.setdefault(job.images.compute_hash, pa.array([r["digest"] for r in records], pa.string()))
-    others = {}
-    for name in table.column_names:
-        if name not in _OWN:
-            others[f"list_{name}" if name in ours else name] = table[name]
-    return pa.table({**ours, **others})
+    return pa.table({**ours, **_others(table, job)})
+
+
+def _others(table: pa.Table, job: Job) -> dict[str, pa.ChunkedArray]:
+    """The list's own columns; one that has the name of one of ours is kept as `list_<name>`."""
+    ours = {job.images.compute_hash, *(name for name, _ in TABLE)}
+    names = [name for name in table.column_names if name not in _OWN]
+    return {f"list_{name}" if name in ours else name: table[name] for name in names}
 
 
 def _ledger(records: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome]) -> pa.Table:

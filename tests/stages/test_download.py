@@ -293,7 +293,7 @@ def test_columns_of_any_type_are_kept(server: HostileServer, tmp_path: Path) -> 
     assert said[0]["when"].startswith("2024-01-02")
     assert (said[0]["raw"], said[0]["boxes"], said[0]["pair"]) == ("/wA=", [[0.5, None]], {"a": 1})
     assert (said[0]["number"], said[1]["number"], said[1]["price"]) == (1.5, None, "3.00")
-    assert said[0]["key"] == "000000000"
+    assert (said[0]["key"], said[0]["list_key"]) == ("000000000", "k1")
 
 
 def test_hashes_are_verified_against_the_list(server: HostileServer, tmp_path: Path) -> None:
