@@ -13,6 +13,10 @@ from curate import plugins, receipts
 from curate.errors import InputError, UnknownName
 from curate.filter_api import Facts, Filter, Judge, Sampler, settings_of
 
+GROUPS = ("any", "all", "not")
+_DIVIDING = frozenset(",;()")
+"""Characters that divide a rule's text outside of quotes."""
+
 MACHINE_SETTINGS = {"among": ("pool", "left"), "of": ("pool", "left")}
 """Settings that every judge takes, and that the machine carries out."""
 
@@ -136,7 +140,7 @@ def _text(value: Any) -> str:
         return str(value).lower()
     path = getattr(value, "path", None)
     text = str(path if path is not None else value)
-    return f'"{text}"' if "," in text else text
+    return f'"{text}"' if _DIVIDING & set(text) else text
 
 
 class _Values(dict[str, Any]):
@@ -205,6 +209,27 @@ def make_rule(name: str, values: Mapping[str, Any]) -> Rule:
     return Rule(name, built, **machine)
 
 
+def parse_step(text: str) -> Step:
+    """The step whose `text` this is: a rule, or a group with its members. Raises InputError."""
+    how, parenthesis, rest = text.partition("(")
+    if how not in GROUPS or not parenthesis or not rest.endswith(")"):
+        return parse_rule(text)
+    return Group(how, tuple(parse_step(member) for member in _members(rest[:-1])))
+
+
+def _members(text: str) -> list[str]:
+    """The texts of a group's members: only semicolons outside quotes and inner groups divide."""
+    members, quoted, depth = [""], False, 0
+    for character in text:
+        quoted ^= character == '"'
+        depth += 0 if quoted else (character == "(") - (character == ")")
+        if character == ";" and not quoted and not depth:
+            members.append("")
+        else:
+            members[-1] += character
+    return [m.strip() for m in members]
+
+
 # --- from TOML --------------------------------------------------------------------------------------------
 
 
@@ -254,7 +279,7 @@ def parse(text: str, where: str) -> Recipe:
 def _step(entry: Any, where: str) -> Step:
     if not isinstance(entry, Mapping):
         raise InputError(where, f"is not a table (found {entry!r})")
-    groups = [k for k in ("any", "all", "not") if k in entry]
+    groups = [k for k in GROUPS if k in entry]
     if groups:
         members = tuple(_step(e, f"{where}, {groups[0]} {i}") for i, e in enumerate(entry[groups[0]], 1))
         if len(entry) > 1 or not members or any(isinstance(r.filter, Sampler) for m in members for r in m.rules):

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from curate.errors import InputError, PartError, UnknownName
 from curate.pool.layout import Layout
-from curate.receipts import FORMAT, check_format, write_json
+from curate.receipts import FORMAT, check_format, digest, write_json
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import polars as pl
+
+    from curate.pool import Pool
 
 STAGE, VERSION = "filter", 1
 WHOLE = "selection"
@@ -98,6 +100,20 @@ def load(layout: Layout, name: str | None) -> Selection:
     raw = json.loads(path.read_bytes())
     check_format(raw, path)
     return Selection(path.parent, raw)
+
+
+def check_fresh(pool: Pool, chosen: Selection) -> None:
+    """Raise InputError where the selection was made of an older state of this pool."""
+    known = dict(pool.identities)
+    for part in pool.parts:
+        if part.name in pool.unreadable and part.shard and (receipt := pool.shard_receipt(part.shard)):
+            known[part.name] = receipt.identity  # what it was when it was whole
+    if chosen.pool_identity not in (pool.identity(), digest(known)):
+        raise InputError(
+            str(chosen.folder),
+            "was made of an older state of this pool",
+            hint="run the same curate filter again, or add --allow-stale",
+        )
 
 
 def point_at(layout: Layout, name: str) -> None:

@@ -23,7 +23,7 @@ from curate.errors import InputError, PartError
 from curate.pool import Pool, need_shards
 from curate.pool.adopt import adopt
 from curate.scales import Scale
-from curate.selection import Selection
+from curate.selection import Selection, check_fresh
 from curate.stages import placing, resharding
 from curate.stages.card import Facts, card
 from curate.stages.placing import BROKEN, Pairs, Plan
@@ -102,7 +102,7 @@ def subset(
     need_shards(pool)
     pool = adopt(pool, workers=workers)
     if not allow_stale:
-        _check_fresh(pool, selection)
+        check_fresh(pool, selection)
     wanted, copies = placing.distinct(selection.uids())
     inside = _inside(pool, wanted, scale, seed)
     plan = placing.make_plan(pool, wanted[inside], copies[inside])
@@ -298,19 +298,6 @@ def _marked(out: Path) -> dict[str, Any]:
         return {}
     receipts.check_format(raw, out / MARK)
     return dict(raw)
-
-
-def _check_fresh(pool: Pool, selection: Selection) -> None:
-    known = dict(pool.identities)
-    for part in pool.parts:
-        if part.name in pool.unreadable and part.shard and (receipt := pool.shard_receipt(part.shard)):
-            known[part.name] = receipt.identity  # what it was when it was whole
-    if selection.pool_identity not in (pool.identity(), receipts.digest(known)):
-        raise InputError(
-            str(selection.folder),
-            "was made of an older state of this pool",
-            hint="run the same curate filter again, or add --allow-stale",
-        )
 
 
 def _inside(pool: Pool, wanted: Pairs, scale: Scale, seed: int) -> npt.NDArray[np.bool_]:
