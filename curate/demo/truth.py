@@ -39,7 +39,7 @@ def _code(*names: str) -> pl.Expr:
 SIGNS: Mapping[str, pl.Expr] = {
     "wrong caption": _rule("clipscore"),
     **dict.fromkeys(COPIES, _rule("dedup")),
-    "watermark": _rule("watermark"),
+    "watermark": _reason("watermark", "lettering"),
     "foreign caption": _reason("caption_language"),
     "short caption": _reason("caption_words", "caption_chars"),
     "small image": _reason("image_side") | _code("too_small"),
