@@ -117,7 +117,7 @@ class Model:
         self._dtype = _dtype(precision)
 
     def describe(self) -> dict[str, Any]:
-        """What `model.json` keeps of the model: everything that its vectors depend on."""
+        """What `model.json` keeps of the model: everything that its vectors depend on, as it is read back."""
         return {
             "name": self.spec.name,
             "architecture": self._config,
@@ -125,7 +125,7 @@ class Model:
             "weights_sha256": self.sha256,
             "dim": self.dim,
             "context_length": self.context_length,
-            "preprocessing": asdict(self.prepare),
+            "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.prepare).items()},
             "precision": self.precision,
         }
 

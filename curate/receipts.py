@@ -112,6 +112,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The names of what differs as JSON (a tuple is a list there), sorted."""
+    return sorted(k for k in {*before, *after} if digest(before.get(k)) != digest(after.get(k)))
+
+
 def receipt_path(folder: Path, part: str) -> Path:
     """Where the receipt of a part lies."""
     return folder / RECEIPTS / f"{part}.json"

@@ -107,7 +107,7 @@ def _matches(receipt: Receipt, stage: str, version: int, task: Task) -> bool:
 def _say_changes(stage: str, changed: list[tuple[Receipt, Task]]) -> None:
     if changed:
         before, task = changed[0]
-        names = sorted(k for k in {*before.what, *task.what} if before.what.get(k) != task.what.get(k))
+        names = receipts.changed(before.what, task.what)
         log.warning("%s: %d parts are redone, because these changed: %s", stage, len(changed), ", ".join(names))
 
 
