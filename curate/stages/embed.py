@@ -6,16 +6,19 @@ the pixels meanwhile. Row i of a shard's arrays is row i of its table, zeros whe
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from curate import receipts, runner
-from curate.errors import PartError
+from curate.errors import Busy, PartError
 from curate.pixels import Decoders, PixelBatch
 from curate.pool import Part, Pool, Shard, need_shards
 from curate.pool.adopt import adopt
@@ -23,6 +26,7 @@ from curate.shards import write_table
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
     import numpy as np
     import numpy.typing as npt
@@ -51,19 +55,28 @@ def embed(
     """Vectors of every shard's samples by the model `spec`, in `embeddings/<slug>/`.
 
     `workers` processes decode (0: this one does). `batch` rows go through the model at a time; they decide the
-    last bit of a vector, so they are a setting like any other. Counts: samples, ok (both vectors), failed.
-    Raises InputError for a pool without shards or a model that cannot be had.
+    last bit of a vector, so they are a setting like any other. What is not given is as the vectors that are
+    there have it. Counts: samples, ok (both vectors), failed, and `code:CODE` for the first code of each that
+    failed. Raises InputError for a pool without shards or a model that cannot be had, Busy where another
+    process embeds with other settings.
     """
     need_shards(pool)
     pool = adopt(pool, workers=workers)
+    folder = pool.layout.embeddings(spec.slug)
+    standing = _standing(folder)
+    if standing.get("device") == _kind(device):
+        batch = batch or standing.get("batch")
+        precision = standing["precision"] if precision == "auto" else precision
     model = load(spec, device, precision)
     rows = batch or ROWS.get(model.device.type, ROWS["cpu"])
-    settings = {**model.describe(), "device": model.device.type, "batch": rows}
-    folder = pool.layout.embeddings(spec.slug)
-    _describe(folder, {"format": receipts.FORMAT, "model": spec.name, **settings})
-    for named in ("name", "pretrained"):  # paths, for a weights file; the digest says which weights
+    settings = _plain({**model.describe(), "device": model.device.type, "batch": rows})
+    described = {"format": receipts.FORMAT, "model": spec.name, **settings}
+    for named in ("name", "pretrained"):  # of a weights file its path; the digest says which weights
         del settings[named]
-    with Decoders(workers, yielding=model.device.type == "cpu") as decoders:
+    with (
+        _agreed(folder, described),
+        Decoders(workers, yielding=model.device.type == "cpu") as decoders,
+    ):
         work = _Work(pool, model, decoders, rows)
         tasks = [_task(work, shard, folder, settings) for shard in pool.shards]
         return runner.run(STAGE, VERSION, tasks, workers=0, title=f"embed {spec.name}")
@@ -83,11 +96,7 @@ def pending(pool: Pool, spec: ModelSpec) -> int:
 
 def load(spec: ModelSpec, device: str, precision: str) -> Model:
     """The model, on all cores of this process where it is not on a GPU."""
-    if "torch" not in sys.modules:
-        # threads that wait for the slowest give their core to a decode process instead of spinning
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-
+    torch = _torch()
     from curate import models
 
     # the number of threads may decide the last bit of a vector: it depends on the machine alone
@@ -95,23 +104,88 @@ def load(spec: ModelSpec, device: str, precision: str) -> Model:
     return models.load(spec, device=device, precision=precision)
 
 
-def _describe(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """model.json as `wanted`; vectors that another one described are taken away, so that none are mixed."""
+def _torch() -> ModuleType:
+    if "torch" not in sys.modules:
+        # threads that wait for the slowest give their core to a decode process instead of spinning
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    return torch
+
+
+def _kind(device: str) -> str:
+    """`cpu` or `cuda` for `auto`, cuda:1 and their like."""
+    if device != "auto":
+        return device.split(":")[0]
+    return "cuda" if _torch().cuda.is_available() else "cpu"
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has it, with lists for tuples: what is read back compares equal."""
+    plain: dict[str, Any] = json.loads(json.dumps(value))
+    return plain
+
+
+# --- model.json -------------------------------------------------------------------------------------------
+
+
+def _standing(folder: Path) -> Mapping[str, Any]:
+    """What model.json says of the vectors that are there; empty where there is none."""
     path = folder / "model.json"
     try:
         found = json.loads(path.read_bytes())
         receipts.check_format(found, path)
-    except (OSError, ValueError):
-        found = None
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def _agreed(folder: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
+    """model.json says `wanted`, and no other process changes it inside the block.
+
+    Vectors that another one described are taken away, so that none are mixed. Processes with the same settings
+    may work side by side; raises Busy where one with others is at work.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _locked(fd, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            _describe(folder, wanted)
+        _locked(fd, fcntl.LOCK_SH)
+        if _standing(folder) != wanted:
+            locks = sorted((folder / receipts.RECEIPTS).glob("*.lock"))
+            holder = next((p.read_text() for p in locks), "") or "another process"
+            raise Busy(str(folder), f"is being written with other settings by {holder}", hint="wait for it to end")
+        yield
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that cannot lock folders
+        return True
+    return True
+
+
+def _describe(folder: Path, wanted: Mapping[str, Any]) -> None:
+    found = _standing(folder)
     if found == wanted:
         return
-    if found is not None:
+    stale = receipts.receipts(folder)
+    if stale:
         names = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
-        stale = receipts.receipts(folder)
         log.warning("embed: %d parts are redone, because these changed: %s", len(stale), ", ".join(names))
         for part in stale:
             receipts.remove_part(folder, part)
-    receipts.write_json(path, wanted)
+    receipts.write_json(folder / "model.json", wanted)
+
+
+# --- one shard --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -223,5 +297,11 @@ class _Vectors:
             }
         )
         write_table(self.output, f"{self.name}.parquet", made.to_arrow())
-        ok = int((made["image_ok"] & made["text_ok"]).sum())
-        return {"samples": len(made), "ok": ok, "failed": len(made) - ok}
+        first = made.select(pl.coalesce("error_code", "text_error_code")).to_series()
+        counts = {f"code:{code}": n for code, n in sorted(Counter(first.drop_nulls()).items())}
+        return {
+            "samples": len(made),
+            "ok": first.null_count(),
+            "failed": first.len() - first.null_count(),
+            **counts,
+        }
