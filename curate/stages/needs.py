@@ -96,14 +96,21 @@ def _embed(pool: Pool, model: str, means: Means) -> Iterator[Work]:
             True,
             f"curate embed --pool {pool.layout.root} --model {spec.name}",
             lambda: embed.embed(pool, spec, device=means.device, workers=means.workers),
-            lambda: rows * _embed_seconds(spec, means),
+            lambda: rows * _embed_seconds(pool, spec, means),
         )
 
 
-def _embed_seconds(spec: models.ModelSpec, means: Means) -> float:
+def _embed_seconds(pool: Pool, spec: models.ModelSpec, means: Means) -> float:
     import numpy as np
 
-    model = embed.load(spec, means.device, "auto")
+    try:
+        model = embed.load(spec, means.device, "auto")
+    except InputError as error:
+        hint = (
+            f"curate embed --pool {pool.layout.root} --model {spec.arch} --pretrained FILE, then filter again; "
+            "or name another model in the rule: model=ARCH/PRETRAINED (model=tiny is for trials)"
+        )
+        raise InputError(error.where, error.what, hint=hint) from error
     height, width = np.asarray(model.prepare(_picture())).shape[:2]
     images = np.full((CALIBRATION, height, width, 3), 127, dtype=np.uint8)
     texts = ["a photo of a red bicycle"] * CALIBRATION
