@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,7 @@ from curate.errors import InputError
 
 if TYPE_CHECKING:
     from curate.pool import Pool
+    from curate.pool.layout import Layout
 
 PoolOption = Annotated[
     Path | None,
@@ -47,6 +50,28 @@ def open_pool(given: Path | None, work: Path | None = None) -> Pool:
     from curate.pool import open_pool as opened
 
     return opened(pool_path(given), work or (Path(w) if (w := os.environ.get("CURATE_WORK")) else None))
+
+
+def keep_log(layout: Layout, command: str) -> None:
+    """Have the records of a writing command kept in the pool's `logs/` too, one file a run, with times."""
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{command}-{os.getpid()}.log"
+    handler = logging.FileHandler(layout.logs / name, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+def codes(counts: Mapping[str, int]) -> dict[str, int]:
+    """The error codes that a stage counted, most first."""
+    found = {name.removeprefix("code:"): n for name, n in counts.items() if name.startswith("code:")}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def meaning(code: str) -> str:
+    """What an error code means, in a few words."""
+    from curate.errors import ERROR_CODES
+
+    return ERROR_CODES.get(code, "the server answered with this status")
 
 
 def cores() -> int:

@@ -150,6 +150,7 @@ def download(
     if source is None and not stage.has_source(root):
         _fetch_datacomp(scale or "small", root, common.workers(workers), yes=yes)
     made = stage.plan(root, source, settings)
+    common.keep_log(made.layout, "download")
     summary = stage.download(made, workers=common.workers(workers), connections=concurrency)
     _show(made, summary, as_json)
     summary.raise_failed()
@@ -180,12 +181,10 @@ def _fetch_datacomp(scale: str, root: Path, workers: int, *, yes: bool) -> None:
 
 
 def _show(made: Plan, summary: Summary, as_json: bool) -> None:
-    from curate.errors import ERROR_CODES
     from curate.progress import size
 
     counts = summary.counts
-    codes = {name.removeprefix("code:"): n for name, n in counts.items() if name.startswith("code:")}
-    ordered = dict(sorted(codes.items(), key=lambda item: (-item[1], item[0])))
+    ordered = common.codes(counts)
     if as_json:
         common.show_json(
             {
@@ -203,10 +202,7 @@ def _show(made: Plan, summary: Summary, as_json: bool) -> None:
         return
     samples = max(1, counts["samples"])
     rows: list[tuple[Any, ...]] = [("downloaded", counts["ok"], f"{counts['ok'] / samples:.1%}", "")]
-    rows += [
-        (code, n, f"{n / samples:.1%}", ERROR_CODES.get(code, "the server answered with this status"))
-        for code, n in ordered.items()
-    ]
+    rows += [(code, n, f"{n / samples:.1%}", common.meaning(code)) for code, n in ordered.items()]
     rows.append(("all samples", counts["samples"], "", ""))
     common.show(common.table(rows, right=[1, 2]))
     common.show(

@@ -54,6 +54,7 @@ def embed(
 
     spec = models.parse(model, pretrained)
     opened = common.open_pool(pool, work)
+    common.keep_log(opened.layout, "embed")
     summary = stage.embed(
         opened, spec, device=device, precision=precision, workers=common.workers(workers), batch=batch
     )
@@ -63,11 +64,9 @@ def embed(
 
 
 def _show(folder: Path, spec: ModelSpec, summary: Summary, as_json: bool) -> None:
-    from curate.errors import ERROR_CODES
 
     counts = summary.counts
-    codes = {name.removeprefix("code:"): n for name, n in counts.items() if name.startswith("code:")}
-    ordered = dict(sorted(codes.items(), key=lambda item: (-item[1], item[0])))
+    ordered = common.codes(counts)
     if as_json:
         common.show_json(
             {
@@ -84,9 +83,7 @@ def _show(folder: Path, spec: ModelSpec, summary: Summary, as_json: bool) -> Non
         )
         return
     rows: list[tuple[Any, ...]] = [("embedded", counts["ok"], "")]
-    rows += [
-        (code, n, ERROR_CODES.get(code, "the server answered with this status")) for code, n in ordered.items()
-    ]
+    rows += [(code, n, common.meaning(code)) for code, n in ordered.items()]
     rows.append(("all samples", counts["samples"], ""))
     common.show(common.table(rows, right=[1]))
     done = summary.parts - len(summary.failed)

@@ -31,9 +31,10 @@ def score(
     from curate.stages import filter as stage
     from curate.stages.needs import Means
 
-    summaries = stage.compute(
-        common.open_pool(pool, work), recipes.compose(rule, []), Means(device, common.workers(workers))
-    )
+    opened = common.open_pool(pool, work)
+    chosen = recipes.compose(rule, [])
+    common.keep_log(opened.layout, "score")
+    summaries = stage.compute(opened, chosen, Means(device, common.workers(workers)))
     if as_json:
         common.show_json({"scores": [{"stage": n, **dict(s.counts), "parts": s.parts} for n, s in summaries]})
     else:

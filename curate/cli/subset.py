@@ -1,9 +1,111 @@
-"""`curate subset`."""
+"""`curate subset`: a selection made real at a scale."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from curate.cli import _common as common
+from curate.cli._common import JsonOption, PoolOption, WorkersOption, WorkOption
+
+if TYPE_CHECKING:
+    from curate.stages.subset import Result
+
+log = logging.getLogger("curate.cli")
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    app.command("subset")(subset)
+
+
+def subset(
+    scale: Annotated[
+        str, typer.Option("--scale", help="DataComp's training budget: debug, small, medium, large or xlarge.")
+    ],
+    selection: Annotated[
+        str | None, typer.Option("--selection", help="Which selection.  [default: the latest]", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The new folder.")] = Path("subset"),
+    pool: PoolOption = None,
+    work: WorkOption = None,
+    samples_per_shard: Annotated[
+        int, typer.Option("--samples-per-shard", min=1, help="At most so many samples a shard, in even shards.")
+    ] = 10_000,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            help="Decides which samples are in the scale's pool.  [default: the selection's]",
+            show_default=False,
+        ),
+    ] = None,
+    require_all: Annotated[
+        bool, typer.Option("--require-all", help="Exit 3 if a selected sample has no image here.")
+    ] = False,
+    allow_stale: Annotated[
+        bool, typer.Option("--allow-stale", help="Take a selection that was made of an older state of the pool.")
+    ] = False,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Write the selected samples as new shards, with uid list, training settings and a dataset card.
+
+    The folder can be handed to DataComp's train.py and to open_clip as it is. Example:
+
+        curate subset --scale small --out ./subset
+    """
+    from curate import scales
+    from curate import selection as selections
+    from curate.stages import subset as stage
+
+    chosen_scale = scales.scale(scale)
+    opened = common.open_pool(pool, work)
+    chosen = selections.load(opened.layout, selection)
+    common.keep_log(opened.layout, "subset")
+    log.info("selection %s", chosen.name)
+    result = stage.subset(
+        opened,
+        chosen,
+        chosen_scale,
+        out,
+        seed=int(chosen.raw.get("seed", 0)) if seed is None else seed,
+        samples_per_shard=samples_per_shard,
+        workers=common.workers(workers),
+        require_all=require_all,
+        allow_stale=allow_stale,
+    )
+    if as_json:
+        common.show_json(result.as_json())
+    else:
+        common.show("\n".join(subset_lines(result)))
+    if result.failure:
+        raise result.failure
+    return 0
+
+
+def subset_lines(result: Result) -> list[str]:
+    """What became of a selection, for people."""
+    from curate.progress import size
+
+    rows: list[tuple[Any, ...]] = [("selected", result.selected)]
+    if result.outside:
+        rows.append((f"outside of the pool of {result.scale.name}", result.outside))
+    if result.missing:
+        rows.append(("without an image here", sum(result.missing.values())))
+        rows += [(f"  {cause}", count) for cause, count in result.missing.items()]
+    rows.append(("kept", result.kept))
+    if result.samples != result.kept:
+        rows.append(("written, copies counted", result.samples))
+    rows.append(("shards", result.shards))
+    lines = common.table(rows, right=[1]).splitlines()
+    scale, repeats = result.scale, result.repeats
+    times = f"{repeats:,.0f}" if repeats >= 10 else f"{repeats:.2g}"
+    lines.append(
+        f"\n{result.out} ({size(result.bytes)}): {scale.name} sees {scale.samples_seen:,} samples, each of these "
+        f"about {times} times"
+    )
+    return lines
