@@ -16,7 +16,7 @@ from PIL import Image
 
 from curate import uids
 from curate.pool import Pool, open_pool
-from curate.receipts import FORMAT, Output, write_json
+from curate.receipts import FORMAT, Output, json_bytes, write_json
 from curate.shards import TarWriter, write_table
 
 Failure = Callable[[int, int], "str | None"]
@@ -200,20 +200,22 @@ def make_selection(pool: Pool, kept: Sequence[str], name: str = "chosen") -> Non
     It has no decisions: for what reads the uid list and the counts alone.
     """
     folder = pool.layout.selection(name)
-    folder.mkdir(parents=True, exist_ok=True)
     pairs = uids.to_pairs(pa.array(list(kept), pa.string()))
-    np.save(folder / "uids.npy", pairs[uids.sort_order(pairs)])
     n, left = pool.n, len(set(kept))
     funnel = [
         {"rule": "none", "text": "rule none", "in": n, "dropped": {"x": n - left}, "unjudged": {}, "left": left}
     ]
+    counts = {"samples": n, "kept": left, "dropped": n - left, "unjudged": 0}
     raw = {
         "format": FORMAT,
         "name": name,
         "pool": pool.identity(),
         "recipe": {"name": name, "rules": [{"rule": "none"}]},
-        "counts": {"samples": n, "kept": left, "dropped": n - left, "unjudged": 0},
+        "counts": counts,
         "funnel": funnel,
     }
-    write_json(folder / "selection.json", raw)
+    output = Output("filter", 1, "selection", folder, {"kept": uids.to_hex(pairs)})
+    np.save(output.open("uids.npy"), pairs[uids.sort_order(pairs)])
+    output.write("selection.json", json_bytes(raw))
+    output.commit(counts)
     write_json(pool.layout.selections / "latest.json", {"format": FORMAT, "name": name})

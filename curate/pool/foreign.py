@@ -71,7 +71,7 @@ def completed(table: pa.Table, keys: Sequence[str], where: Path) -> pa.Table:
     if "error_code" in table.column_names:
         codes = table["error_code"].to_pylist()
     else:
-        codes = list(_codes(table))
+        codes = list(codes_of(table))
     codes = [code or (None if there else "lost") for code, there in zip(codes, held, strict=True)]
     lost, unknown = codes.count("lost"), len(keys) - sum(held)
     if lost or unknown:
@@ -79,7 +79,8 @@ def completed(table: pa.Table, keys: Sequence[str], where: Path) -> pa.Table:
     return _with(_with(table, "uid", uids_of(table, where)), "error_code", pa.array(codes, pa.string()))
 
 
-def _codes(table: pa.Table) -> Iterator[str | None]:
+def codes_of(table: pa.Table) -> Iterator[str | None]:
+    """The error code of each row of img2dataset's table, None where it says that the image was stored."""
     if "status" not in table.column_names:
         yield from [None] * len(table)
         return

@@ -99,7 +99,7 @@ def _front(facts: Facts) -> str:
 
 def _line(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
-        f"`{entry['rule']}`",
+        "`" + str(entry["text"]).replace("|", "\\|") + "`",
         entry["in"],
         sum(entry["dropped"].values()),
         sum(entry["unjudged"].values()),

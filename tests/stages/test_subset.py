@@ -404,7 +404,7 @@ def test_card(pool: Pool, tmp_path: Path) -> None:
         "# chosen at debug",
         "| samples of the pool | 12 |",
         "| kept | 10 |",
-        "| `none` | 12 | 0 | 0 | 12 |",
+        "| `rule none` | 12 | 0 | 0 | 12 |",
         "| http_404 | 1 |",
         "about 12,800 times",
         "torchrun",

@@ -1,0 +1,143 @@
+"""What lies in a pool's folders: files that receipts stand for, loose files of ours, and everybody else's."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from curate.pool import Pool
+from curate.receipts import RECEIPTS, Receipt, read_receipt
+
+OWN = ("derived", "embeddings", "scores", "indexes", "selections", "logs")
+"""Folders that only `curate` writes, below the pool's `work`."""
+
+_LOOSE = frozenset({"model.json", "score.json", "latest.json", "sources.json", "subset.json"})
+_SUBSET_SHARDS = frozenset({"meta.json", "sizes.json", "sample_ids.npy"})
+_SUBSET = frozenset({"README.md", "training.json", "missing.parquet", "uids.npy"})
+
+
+@dataclass
+class Inventory:
+    """The files of a pool, each in one of these lists; paths are absolute or as the pool was given."""
+
+    receipts: list[tuple[Path, str, Receipt | None]] = field(default_factory=list)
+    """Folder, part, and the receipt, None where it cannot be read."""
+    loose: list[Path] = field(default_factory=list)
+    """Small files of ours that no receipt stands for."""
+    unfinished: list[Path] = field(default_factory=list)
+    """`.tmp` files: being written, or left by a process that died."""
+    locks: list[Path] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)
+    """Files and folders that `curate` did not make and does not read."""
+
+    def missing(self) -> list[tuple[Path, str]]:
+        """Files that a receipt has and that are not there with their size: path, and what was found."""
+        found = []
+        for folder, _, receipt in self.receipts:
+            for name in receipt.missing(folder) if receipt else ():
+                path = folder / name
+                written = receipt.outputs[name].bytes if receipt else 0
+                there = f"has {path.stat().st_size:,} of {written:,} bytes" if path.is_file() else "is missing"
+                found.append((path, there))
+        return found
+
+    def running(self) -> list[str]:
+        """Who holds the locks, by what the living processes of this machine wrote into them."""
+        holders = {path.read_text(errors="replace") for path in self.locks if path.is_file()}
+        return sorted(h for h in holders if h and _lives(h))
+
+
+def take(pool: Pool) -> Inventory:
+    """The inventory of a pool; nothing is opened but receipts."""
+    layout, found = pool.layout, Inventory()
+    shards = layout.shards if layout.shards.is_dir() else layout.root
+    ours = bool(pool.shards) and pool.shards[0].ours
+    known = {path for shard in pool.shards for path in _of_shard(shards, shard.name)}
+    known |= {p for part in pool.parts if part.shard is None for p in (part.path, part.path.with_suffix(".npz"))}
+    for root in dict.fromkeys((layout.root, layout.work)):
+        if root.is_dir():
+            for entry in sorted(root.iterdir()):
+                if entry.name in OWN and entry.is_dir():
+                    _own(found, entry)
+                elif entry == layout.shards and entry.is_dir():
+                    _own(found, entry) if ours else _listed(found, entry, known)
+                elif entry == layout.root / "metadata" and entry.is_dir():
+                    _listed(found, entry, known)
+                else:
+                    _top(found, entry, known)
+    return found
+
+
+def _of_shard(folder: Path, name: str) -> Iterator[Path]:
+    for ending in (".tar", ".parquet", "_stats.json"):
+        yield folder / f"{name}{ending}"
+
+
+def _own(found: Inventory, folder: Path) -> None:
+    """A folder of ours, with all below it."""
+    known: set[Path] = set()
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        at = Path(place)
+        if at.name == RECEIPTS:
+            for name in sorted(names):
+                if name.endswith(".json"):
+                    part = name.removesuffix(".json")
+                    receipt = read_receipt(at.parent, part)
+                    found.receipts.append((at.parent, part, receipt))
+                    known |= {at.parent / output for output in receipt.outputs} if receipt else set()
+                    known.add(at / name)
+        files += [at / name for name in sorted(names)]
+    for path in files:
+        if path not in known:
+            _one(found, path, logs=folder.name == "logs")
+    found.foreign += [
+        Path(p) for p, folders, names in os.walk(folder) if not folders and not names and p != str(folder)
+    ]
+
+
+def _one(found: Inventory, path: Path, *, logs: bool = False) -> None:
+    if path.name.endswith(".tmp"):
+        found.unfinished.append(path)
+    elif path.name.endswith(".lock"):
+        found.locks.append(path)
+    elif logs or path.name in _LOOSE or (path.name in _SUBSET_SHARDS and path.parent.name == "shards"):
+        found.loose.append(path)
+    else:
+        found.foreign.append(path)
+
+
+def _listed(found: Inventory, folder: Path, known: set[Path]) -> None:
+    """A folder that others made: what the pool does not read is foreign."""
+    found.foreign += [p for p in sorted(folder.iterdir()) if p not in known]
+
+
+def _top(found: Inventory, entry: Path, known: set[Path]) -> None:
+    if entry in known:
+        return
+    if entry.is_dir():
+        found.foreign.append(entry)
+    elif entry.name in _SUBSET and (entry.parent / "subset.json").is_file():
+        found.loose.append(entry)
+    else:
+        _one(found, entry)
+
+
+def _lives(holder: str) -> bool:
+    """Whether the process named in a lock runs on this machine; one of another machine is taken to."""
+    words = holder.split()
+    if len(words) < 4 or words[0] != "process" or not words[1].isdigit():
+        return False
+    if words[3] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

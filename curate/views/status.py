@@ -1,0 +1,170 @@
+"""Status: what a pool holds and what was computed for it, read from footers and receipts; nothing is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from curate import receipts, selection
+from curate.errors import CurateError, InputError, PartError
+from curate.pool import Part, Pool, Shard
+from curate.pool import foreign as others
+from curate.receipts import Receipt
+from curate.views import inventory
+
+KINDS: Mapping[str, str] = {
+    "curate": "a pool of curate's own",
+    "datacomp": "DataComp's metadata and shards",
+    "img2dataset": "img2dataset's shards",
+    "tars": "tars alone",
+    "metadata": "metadata alone",
+}
+
+
+def status(pool: Pool) -> dict[str, Any]:
+    """All that is known of a pool without reading a tar, as JSON values.
+
+    `stored` and `failed` are None where a foreign pool has not been read yet. `missing` and `unreadable` are
+    what `curate verify` would call damage; `foreign` is what it ignores.
+    """
+    found = inventory.take(pool)
+    counts, unreadable = _shards(pool)
+    failed = {code: n for code, n in sorted(counts.items()) if code} if counts is not None else None
+    return {
+        "pool": str(pool.layout.root),
+        "work": str(pool.layout.work),
+        "kind": pool.kind,
+        "samples": pool.n if pool.joined or counts is None else sum(counts.values()),
+        "parts": len(pool.parts),
+        "shards": len(pool.shards),
+        "stored": counts[""] if counts is not None else None,
+        "failed": failed,
+        "models": _models(pool),
+        "scores": _scores(pool),
+        "selections": _selections(pool),
+        "unreadable": unreadable,
+        "missing": [{"path": str(path), "found": what} for path, what in found.missing()],
+        "foreign": [str(p) for p in found.foreign],
+        "unfinished": [str(p) for p in found.unfinished],
+        "running": found.running(),
+    }
+
+
+def _shards(pool: Pool) -> tuple[Counter[str] | None, dict[str, str]]:
+    """Samples in the shards' tables by error code (empty where stored); None where some were never read."""
+    counts: Counter[str] = Counter({"": 0})
+    unreadable = {n: str(e) for n, e in pool.unreadable.items() if pool.joined}
+    known = True
+    for shard in pool.shards:
+        try:
+            codes = _codes(pool, shard)
+        except CurateError as error:
+            unreadable[shard.name] = str(error)
+            continue
+        if codes is None:
+            known = False
+        else:
+            counts += codes
+    counts[""] += 0
+    return (counts if known else None), unreadable
+
+
+def _codes(pool: Pool, shard: Shard) -> Counter[str] | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if shard.ours or shard.table.is_file():
+        series = pool.failed(Part(shard.name, shard.table, shard=shard))
+        return Counter({code or "": n for code, n in series.value_counts().iter_rows()})
+    if shard.foreign_table is None:
+        return None
+    try:
+        table = pq.read_table(shard.foreign_table)
+    except (pa.ArrowException, OSError) as error:
+        raise PartError(str(shard.foreign_table), f"is not a readable Parquet file ({error})") from error
+    return Counter(code or "" for code in others.codes_of(table))
+
+
+def _total(found: Mapping[str, Receipt], name: str) -> int:
+    return sum(r.counts.get(name, 0) for r in found.values())
+
+
+def _models(pool: Pool) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = []
+    for model in pool.models if pool.rows else pool.embedded:
+        if model not in pool.embedded:
+            told.append({"model": model, "published": True})
+            continue
+        made = receipts.receipts(pool.layout.embeddings(pool.embedded[model]))
+        counts = {name: _total(made, name) for name in ("samples", "ok", "failed")}
+        told.append({"model": model, "published": False, "parts": len(made), **counts})
+    return told
+
+
+def _scores(pool: Pool) -> list[dict[str, Any]]:
+    told = []
+    for path in _folders(pool.layout.work / "scores"):
+        made = receipts.receipts(path)
+        told.append({"score": path.name, "parts": len(made), "samples": _total(made, "samples")})
+    return told
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+
+
+def _selections(pool: Pool) -> list[dict[str, Any]]:
+    names = selection.names(pool.layout)
+    latest = None
+    if (pool.layout.selections / "latest.json").is_file():
+        try:
+            latest = selection.load(pool.layout, None).name
+        except CurateError:
+            latest = None  # it points at one that was deleted
+    told = []
+    for name in names:
+        chosen = selection.load(pool.layout, name)
+        told.append({"selection": name, **chosen.counts, "latest": name == latest, "stale": _stale(pool, chosen)})
+    return told
+
+
+def _stale(pool: Pool, chosen: selection.Selection) -> bool:
+    try:
+        selection.check_fresh(pool, chosen)
+    except InputError:
+        return True
+    return False
+
+
+# --- for people -------------------------------------------------------------------------------------------
+
+
+def lines(told: Mapping[str, Any]) -> list[str]:
+    """What `status` said, as text."""
+    out = [f"{told['pool']}: {KINDS.get(told['kind'], told['kind'])}"]
+    out.append(f"samples   {told['samples']:,} in {told['parts']:,} parts")
+    if told["shards"]:
+        if told["stored"] is None:
+            out.append(f"shards    {told['shards']:,}, not read yet: the first stage that needs them does")
+        else:
+            failed = sum(told["failed"].values())
+            out.append(f"shards    {told['shards']:,}: {told['stored']:,} images stored, {failed:,} failed")
+            out += [f"  {code:<20} {n:>12,}" for code, n in sorted(told["failed"].items(), key=lambda c: -c[1])]
+    for model in told["models"]:
+        made = "published" if model["published"] else f"{model['ok']:,} of {model['samples']:,} samples"
+        out.append(f"model     {model['model']}: {made}")
+    out += [f"score     {s['score']}: {s['samples']:,} samples" for s in told["scores"]]
+    for chosen in told["selections"]:
+        marks = [m for m in ("latest", "stale") if chosen[m]]
+        out.append(
+            f"selection {chosen['selection']}: {chosen['kept']:,} of {chosen['samples']:,} kept"
+            + (f" ({', '.join(marks)})" if marks else "")
+        )
+    out += [f"running   {holder}" for holder in told["running"]]
+    out += [f"broken    {error}" for error in told["unreadable"].values()]
+    out += [f"broken    {m['path']} {m['found']}" for m in told["missing"]]
+    out += [f"left over {path}" for path in told["unfinished"] if not told["running"]]
+    out += [f"foreign   {path} (ignored)" for path in told["foreign"]]
+    return out
