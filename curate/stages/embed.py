@@ -70,9 +70,9 @@ def embed(
     model = load(spec, device, precision)
     rows = batch or ROWS.get(model.device.type, ROWS["cpu"])
     settings = _plain({**model.describe(), "device": model.device.type, "batch": rows})
+    del settings["name"]
     described = {"format": receipts.FORMAT, "model": spec.name, **settings}
-    for named in ("name", "pretrained"):  # of a weights file its path; the digest says which weights
-        del settings[named]
+    del settings["pretrained"]  # a file's name, perhaps; the digest says which weights
     with (
         _agreed(folder, described),
         Decoders(workers, yielding=model.device.type == "cpu") as decoders,
