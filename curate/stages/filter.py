@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,13 +121,20 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
     what = _fingerprint(pool, recipe, request)
     folder = pool.layout.selection(name)
     with receipts.lock(folder / "selection.lock"):
-        found = receipts.read_receipt(folder, WHOLE)
-        if found and found.fingerprint == receipts.digest(what) and not found.missing(folder):
+        if _stands(pool, folder, what):
             selection.point_at(pool.layout, name)
             return Outcome(selection.load(pool.layout, name), failed, True)
         _make(pool, recipe, request, name, what, failed)
     selection.point_at(pool.layout, name)
     return Outcome(selection.load(pool.layout, name), failed, False)
+
+
+def _stands(pool: Pool, folder: Path, what: Mapping[str, Any]) -> bool:
+    """Whether the selection and the decisions of all parts are there, made of just this."""
+    places = [(folder, WHOLE), *((folder / "decisions", name) for name in pool.rows)]
+    found = ((where, receipts.read_receipt(where, part)) for where, part in places)
+    wanted = receipts.digest(what)
+    return all(r is not None and r.fingerprint == wanted and not r.missing(where) for where, r in found)
 
 
 def _fingerprint(pool: Pool, recipe: Recipe, request: Request) -> dict[str, Any]:
@@ -166,6 +174,11 @@ def _make(
         )
         for index, part in enumerate(samples.parts)
     ]
+    # another selection of this name ends here: its decisions are about to be replaced
+    (folder / "selection.json").unlink(missing_ok=True)
+    receipts.remove_part(folder, WHOLE)
+    for part in receipts.receipts(folder / "decisions").keys() - pool.rows.keys():
+        receipts.remove_part(folder / "decisions", part)
     summary = runner.run(STAGE, VERSION, tasks, workers=0, title="decisions")
     summary.raise_failed()
     counts = {k: summary.counts[k] for k in ("samples", "kept", "dropped", "unjudged")}
