@@ -16,4 +16,3 @@ def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """`CURATE_*` variables of whoever runs the tests change nothing."""
     for name in [n for n in os.environ if n.startswith("CURATE_")]:
         monkeypatch.delenv(name)
-    return
