@@ -170,16 +170,27 @@ def _wanted_rows(pool: Pool, shard: Shard, wanted: Pairs) -> tuple[npt.NDArray[n
 
 def damage(pool: Pool, shard: Shard) -> PartError | None:
     """What is seen to be wrong with a shard's files without reading them, or None."""
+    hint = f"curate verify --pool {pool.layout.root} says what else is"
     receipt = pool.shard_receipt(shard)
-    for path in (shard.tar, shard.index):
-        hint = f"curate verify --pool {pool.layout.root} says what else is"
-        if not path.is_file():
-            return PartError(str(path), "is missing", hint=hint)
-        written = receipt.outputs.get(path.name) if receipt else None
-        size = path.stat().st_size
-        if written and size != written.bytes:
-            return PartError(str(path), f"has {size:,} of the {written.bytes:,} bytes that were written", hint=hint)
-    return None
+    if receipt is None:
+        return PartError(str(shard.tar), "has no receipt that can be read", hint=hint)
+    if not shard.tar.is_file():
+        return PartError(str(shard.tar), "is missing", hint=hint)
+    hurt = receipt.damage(shard.index.parent)
+    found = ((path, hurt.get(path.name)) for path in (shard.tar, shard.index))
+    return next((PartError(str(path), what, hint=hint) for path, what in found if what), None)
+
+
+def bytes_about(pool: Pool, plan: Plan) -> int:
+    """About how many bytes the plan copies: each shard's tar by the share of its images that is wanted."""
+    total = 0.0
+    counts = np.bincount(plan.place, weights=plan.copies, minlength=len(plan.shards))
+    for shard, wanted in zip(plan.shards, counts, strict=True):
+        if wanted:
+            receipt = pool.shard_receipt(shard)
+            counted = receipt.counts if receipt else {}
+            total += shard.tar.stat().st_size * wanted / max(counted.get("ok", counted.get("kept", 0)), 1)
+    return int(total)
 
 
 def fingerprint(pool: Pool, sources: Sequence[Source]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ MARK = "subset.json"
 SHARD_FORMAT = "{:08d}.tar"
 STATS_FORMAT = "{:08d}_stats.json"
 SAMPLES_PER_SHARD = 10_000
+WORKERS_FROM = 400_000_000
+"""Under so many bytes this process is done before others have started."""
 
 log = logging.getLogger("curate.subset")
 
@@ -149,7 +151,8 @@ class _Making:
             for number, sources in enumerate(self.plan.pieces(self.samples_per_shard))
         ]
         self._begin({t.part for t in tasks})
-        summary = runner.run(STAGE, VERSION, tasks, workers=workers)
+        alone = placing.bytes_about(self.pool, self.plan) < WORKERS_FROM
+        summary = runner.run(STAGE, VERSION, tasks, workers=0 if alone else workers)
         result = Result(
             self.out,
             self.selection.name,

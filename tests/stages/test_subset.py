@@ -205,7 +205,8 @@ def test_open_clips_own_loader_reads_it(pool: Pool, tmp_path: Path, monkeypatch:
     assert tuple(batches[0][0].shape) == (5, 8, 8, 3)
 
 
-def test_same_bytes_for_any_workers_and_again(pool: Pool, tmp_path: Path) -> None:
+def test_same_bytes_for_any_workers_and_again(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curate.stages.subset.WORKERS_FROM", 0)
     made(pool, tmp_path / "one", samples_per_shard=4)
     made(pool, tmp_path / "two", samples_per_shard=4, workers=2)
     assert content(tmp_path / "one") == content(tmp_path / "two")
@@ -467,6 +468,15 @@ def test_receipts_are_complete(pool: Pool, tmp_path: Path) -> None:
     assert receipt is not None
     assert (receipt.stage, receipt.counts["samples"], receipt.counts["kept"]) == ("subset", 10, 10)
     assert set(receipt.outputs) == {f"00000000{e}" for e in (".tar", ".parquet", ".index.parquet", "_stats.json")}
+
+
+def test_bytes_are_estimated_before_they_are_copied(pool: Pool, tmp_path: Path) -> None:
+    for wanted in (everything(3, 4), [uid_of(0, 0)] * 3):
+        make_selection(pool, wanted)
+        uids, copies = placing.distinct(selection.load(pool.layout, None).uids())
+        about = placing.bytes_about(pool, placing.make_plan(pool, uids, copies))
+        result = made(pool, tmp_path / f"out{len(wanted)}")
+        assert result.bytes <= about <= result.bytes * 2
 
 
 def test_find_and_distinct() -> None:
