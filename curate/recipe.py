@@ -217,6 +217,14 @@ def parse_step(text: str) -> Step:
     return Group(how, tuple(parse_step(member) for member in _members(rest[:-1])))
 
 
+def rule_names(text: str) -> list[str]:
+    """The names, or paths, of the rules in the `text` of a step, none of which is loaded."""
+    how, parenthesis, rest = text.partition("(")
+    if how in GROUPS and parenthesis and rest.endswith(")"):
+        return [name for member in _members(rest[:-1]) for name in rule_names(member)]
+    return [text.partition(":")[0].strip()]
+
+
 def _members(text: str) -> list[str]:
     """The texts of a group's members: only semicolons outside quotes and inner groups divide."""
     members, quoted, depth = [""], False, 0
@@ -239,6 +247,8 @@ def read(name: str) -> Recipe:
     if name.endswith(".toml") or path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise no_such(path, "recipe", like=lambda p: p.suffix == ".toml", hint=_SHIPPED_HINT) from error
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(name, f"cannot be read ({error})") from error
         return parse(text, name)

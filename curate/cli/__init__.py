@@ -16,7 +16,7 @@ import typer
 
 from curate.errors import CurateError
 
-_GROUPS = ("download", "embed", "score", "filter", "subset", "views", "demo")
+_GROUPS = ("download", "embed", "score", "filter", "subset", "views", "report", "demo")
 
 app = typer.Typer(
     name="curate",
