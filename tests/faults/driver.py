@@ -15,15 +15,17 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from curate import receipts
-from tests.faults.stages import STAGES, Stage
+from tests.faults.stages import STAGES, Stage, serve
 
 CALLS = ("_create", "_write", "_fsync", "_rename", "_fsync_folder")
 KILLED = 9
@@ -178,6 +180,11 @@ def check(name: str, base: Path, whole: dict[str, str], stop: int, torn: bool) -
     return problems
 
 
+def check_into(answer: Path, *args: Any) -> None:
+    """`check`, its answer as a file."""
+    answer.write_text(json.dumps(check(*args)))
+
+
 def stops(calls: list[tuple[str, str]]) -> Iterator[tuple[int, bool]]:
     """Every call, and every write a second time, half done."""
     for number, (name, _) in enumerate(calls):
@@ -200,8 +207,7 @@ def check_all(name: str, base: Path, whole: dict[str, str], calls: list[tuple[st
         call, where = calls[stop]
         label = f"{stop} {call} {where}{' torn' if torn else ''}".replace("/", ":")
         answer = base / f"{label}.json"
-        pid = forked(lambda s=stop, t=torn, a=answer: a.write_text(json.dumps(check(name, base, whole, s, t))))
-        running[pid] = answer
+        running[forked(partial(check_into, answer, name, base, whole, stop, torn))] = answer
         while len(running) >= AT_ONCE:
             harvest()
     while running:
@@ -211,8 +217,19 @@ def check_all(name: str, base: Path, whole: dict[str, str], calls: list[tuple[st
 
 def main(name: str, base: Path) -> None:
     """Check one stage under the empty folder `base`."""
-    start, whole = base / "start", base / "whole"
+    start, whole, www = base / "start", base / "whole", base / "www"
     start.mkdir()
+    www.mkdir()
+    server = forked(lambda: serve(www))
+    try:
+        print(json.dumps(found(name, base, start, whole)))
+    finally:
+        os.kill(server, signal.SIGKILL)
+        status_of(server)
+
+
+def found(name: str, base: Path, start: Path, whole: Path) -> dict[str, Any]:
+    """The calls of an unbroken run, and the problems of each stop."""
     if in_child(lambda: STAGES[name].prepare(start)):
         raise SystemExit("the start could not be prepared")
     shutil.copytree(start, whole)
@@ -223,8 +240,7 @@ def main(name: str, base: Path) -> None:
     for module in modules:
         with suppress(Exception):  # some are made up at run time
             importlib.import_module(module)
-    problems = check_all(name, base, contents(whole), calls)
-    print(json.dumps({"calls": calls, "problems": problems}))
+    return {"calls": calls, "problems": check_all(name, base, contents(whole), calls)}
 
 
 if __name__ == "__main__":

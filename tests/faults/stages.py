@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curate import models, receipts, recipe, runner, scales, selection
 from curate.engines.local import Tick
+from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.filter_api import Batch, Column, Need, Scorer
 from curate.pool import adopt, open_pool
 from curate.receipts import Output
-from curate.stages import embed, score, subset
+from curate.stages import download, embed, score, subset
 from curate.stages import filter as filtering
 from curate.stages.needs import Means
-from tests.pools import make_img2dataset, make_pool
+from tests.pools import jpeg, make_img2dataset, make_pool
 
 LIST_OF_TWO = ("00000000", "00000001")
 
@@ -58,6 +64,50 @@ def _run_tasks(folder: Path, text: str) -> None:
     assert dict(summary.counts) == {"samples": 6, "ok": 4, "failed": 2}
 
 
+# --- a download from a server of our own ------------------------------------------------------------------
+
+
+def serve(folder: Path) -> None:
+    """Serve the files of `folder` on `PORT`, for ever."""
+    handler = partial(QuietHandler, directory=str(folder))
+    ThreadingHTTPServer(("127.0.0.1", PORT), handler).serve_forever()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Says nothing."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+PORT = free_port()
+
+
+def _list(folder: Path) -> None:
+    www = folder.parent / "www"
+    rows = []
+    for number in range(6):
+        if number != 4:
+            (www / f"{number}.jpg").write_bytes(jpeg(number, (40, 30)))
+        rows.append({"url": f"http://127.0.0.1:{PORT}/{number}.jpg", "text": f"photo {number}"})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "list.parquet")
+
+
+def _download(folder: Path) -> None:
+    settings = download.DownloadSettings(
+        ImageSettings(image_size=16), FetchLimits(allow_private=True), samples_per_shard=3
+    )
+    plan = download.plan(folder / "pool", folder / "list.parquet", settings)
+    download.download(plan, workers=0, connections=2).raise_failed()
+
+
 # --- the stages -------------------------------------------------------------------------------------------
 
 
@@ -73,6 +123,11 @@ def _selected(folder: Path) -> None:
     pool = make_pool(folder / "pool", fails=_fails)
     _filter_by(folder, "random:n=5", name="chosen")
     pool.forget()
+
+
+def _filtered(folder: Path) -> None:
+    _pool(folder)
+    _filter_by(folder, "random:n=2", name="mine")
 
 
 def _filter_by(folder: Path, *rules: str, name: str | None = None) -> None:
@@ -119,14 +174,14 @@ class Stub:
         return {"name": "stub", "pretrained": "", "precision": "float32"}
 
     def encode_images(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        return images.reshape(len(images), 4, 3).mean(axis=2, dtype=np.float32)
+        return np.asarray(images.reshape(len(images), 4, 3).mean(axis=2), dtype=np.float32)
 
     def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         return np.array([[len(t), 1, 2, 3] for t in texts], dtype=np.float32)
 
 
 def _embed_stub(folder: Path) -> None:
-    embed.load = lambda *_: Stub()  # type: ignore[assignment,return-value]
+    embed.load = lambda *_: Stub()  # type: ignore[assignment]
     _embed(folder)
 
 
@@ -161,6 +216,7 @@ STAGES: Mapping[str, Stage] = {
     "plain": Stage(lambda folder: None, lambda folder: _run_tasks(folder, "new")),
     # what stands from other settings is never mixed with what replaces it
     "changed": Stage(lambda folder: _run_tasks(folder, "old"), lambda folder: _run_tasks(folder, "new")),
+    "download": Stage(_list, _download),
     "adopt": Stage(lambda folder: make_img2dataset(folder / "pool"), _adopt),
     "embed": Stage(_pool, _embed_stub, frozenset({"model.json"})),
     "tiny": Stage(_pool, _embed, frozenset({"model.json"})),
@@ -168,7 +224,7 @@ STAGES: Mapping[str, Stage] = {
     "filter": Stage(_pool, lambda folder: _filter_by(folder, "random:n=4", "dedup"), problems=_mixed_selections),
     # a new recipe under the name of another selection
     "refilter": Stage(
-        lambda folder: (_pool(folder), _filter_by(folder, "random:n=2", name="mine")),
+        _filtered,
         lambda folder: _filter_by(folder, "random:n=4", "dedup", name="mine"),
         problems=_mixed_selections,
     ),
