@@ -191,11 +191,12 @@ class _Making:
         before = _marked(self.out)
         if before.get("made_of") == self._what:
             return
-        receipts.write_json(self.out / MARK, {"format": receipts.FORMAT, "made_of": self._what, "done": False})
         for name in before.get("files", {}):
             (self.out / name).unlink(missing_ok=True)
         for part in receipts.receipts(self.shards).keys() - parts:
             receipts.remove_part(self.shards, part)
+        # last: a kill before it leaves the old mark, so that the next call takes away what is left
+        receipts.write_json(self.out / MARK, {"format": receipts.FORMAT, "made_of": self._what, "done": False})
 
     def _failure(self, summary: runner.Summary, require_all: bool) -> PartError | None:
         """The one error that names all that is broken, or, with `require_all`, missing."""
