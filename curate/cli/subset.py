@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +12,6 @@ from curate.cli._common import JsonOption, PoolOption, WorkersOption, WorkOption
 
 if TYPE_CHECKING:
     from curate.stages.subset import Result
-
-log = logging.getLogger("curate.cli")
 
 
 def register(app: typer.Typer) -> None:
@@ -66,7 +63,6 @@ def subset(
     opened = common.open_pool(pool, work)
     chosen = selections.load(opened.layout, selection)
     common.keep_log(opened.layout, "subset")
-    log.info("selection %s", chosen.name)
     result = stage.subset(
         opened,
         chosen,
@@ -101,7 +97,7 @@ def subset_lines(result: Result) -> list[str]:
     if result.samples != result.kept:
         rows.append(("written, copies counted", result.samples))
     rows.append(("shards", result.shards))
-    lines = common.table(rows, right=[1]).splitlines()
+    lines = [f"selection {result.selection}", *common.table(rows, right=[1]).splitlines()]
     scale, repeats = result.scale, result.repeats
     times = f"{repeats:,.0f}" if repeats >= 10 else f"{repeats:.2g}"
     lines.append(
