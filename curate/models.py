@@ -81,7 +81,8 @@ class WordTokenizer:
 
     def word(self, word: str) -> int:
         """The id of one lower-cased word."""
-        return 1 + zlib.crc32(word.encode("utf-8", "replace")) % (self.begin - 1)
+        # started at 1, since at 0 two words of the scenes would meet in one id of 4,096
+        return 1 + zlib.crc32(word.encode("utf-8", "replace"), 1) % (self.begin - 1)
 
 
 def _shorten(text: str) -> str:

@@ -66,7 +66,6 @@ def train(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     network.train()
-    done = 0
     for epoch in range(epochs):
         order = np.random.default_rng((seed, epoch)).permutation(scene_count)
         losses = []
@@ -83,8 +82,8 @@ def train(
             with torch.no_grad():
                 network.logit_scale.clamp_(0, math.log(100))
             losses.append(loss.item())
-            done += 1
-        _say(start, f"epoch {epoch + 1} of {epochs}: loss {np.mean(losses):.3f}")
+            if len(losses) % 50 == 0:
+                _say(start, f"epoch {epoch + 1} of {epochs}, step {len(losses)}: loss {np.mean(losses[-50:]):.3f}")
     trained: torch.nn.Module = network.eval()
     return trained
 
@@ -192,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m curate.demo.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=TINY_WEIGHTS)
-    parser.add_argument("--scenes", type=int, default=40_000)
+    parser.add_argument("--scenes", type=int, default=32_000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=128)
