@@ -93,17 +93,36 @@ class Receipt:
         """A hash of the outputs' content, equal in two runs that made the same bytes."""
         return digest({n: w.sha256 for n, w in self.outputs.items() if not w.varies})
 
+    def damage(self, folder: Path) -> dict[str, str]:
+        """Outputs that are seen to be broken without reading them, each with what is wrong, as a clause.
+
+        Size and, of a table or an array, the mark that its form begins with; `curate verify` reads every byte.
+        """
+        found = ((name, _damage(folder / name, written.bytes)) for name, written in self.outputs.items())
+        return {name: what for name, what in found if what}
+
     def missing(self, folder: Path) -> list[str]:
-        """Names of outputs that are not in `folder` with the size that was written."""
-        lost = []
-        for name, written in self.outputs.items():
-            try:
-                whole = (folder / name).stat().st_size == written.bytes
-            except OSError:
-                whole = False
-            if not whole:
-                lost.append(name)
-        return lost
+        """Names of outputs that are not in `folder` as they were written, as far as is seen without reading."""
+        return list(self.damage(folder))
+
+
+_MARKS = {".parquet": b"PAR1", ".npy": b"\x93NUMPY"}
+"""What files begin with: a disk that lost power may leave one of the right size that is all zeros."""
+
+
+def _damage(path: Path, written: int) -> str | None:
+    mark = _MARKS.get(path.suffix, b"")
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            begins = stream.read(len(mark)) == mark
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    if size != written:
+        return f"has {size:,} of the {written:,} bytes that were written"
+    return None if begins else f"does not begin as a {path.suffix} file does"
 
 
 def digest(value: Any) -> str:
@@ -328,6 +347,22 @@ def write_file(path: Path, data: bytes) -> None:
 def json_bytes(value: Any) -> bytes:
     """`value` as indented JSON text."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+
+def read_json(path: Path, *, hint: str | None = None) -> dict[str, Any]:
+    """The JSON object in one of our files.
+
+    Raises PartError where it cannot be read, InputError where it is of a newer format.
+    """
+    try:
+        raw = json.loads(path.read_bytes())
+        if not isinstance(raw, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PartError(str(path), f"cannot be read ({reason})", hint=hint) from error
+    check_format(raw, path)
+    return raw
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from curate.errors import InputError, PartError, UnknownName
 from curate.pool.layout import Layout
-from curate.receipts import FORMAT, check_format, digest, write_json
+from curate.receipts import FORMAT, digest, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 STAGE, VERSION = "filter", 1
 WHOLE = "selection"
 """The part whose receipt stands for uids.npy and selection.json."""
+AGAIN = "run the same curate filter again"
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class Selection:
         try:
             mapped: npt.NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise PartError(
-                str(path), f"cannot be read ({error})", hint="run the same curate filter again"
-            ) from error
+            raise PartError(str(path), f"cannot be read ({error})", hint=AGAIN) from error
         return mapped
 
     def decisions(self, part: str) -> pl.DataFrame:
@@ -74,8 +72,11 @@ class Selection:
 
         path = self.folder / "decisions" / f"{part}.parquet"
         if not path.is_file():
-            raise PartError(str(path), "is missing", hint="run the same curate filter again")
-        return pl.read_parquet(path, glob=False)
+            raise PartError(str(path), "is missing", hint=AGAIN)
+        try:
+            return pl.read_parquet(path, glob=False)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise PartError(str(path), f"cannot be read ({error})", hint=AGAIN) from error
 
 
 def names(layout: Layout) -> list[str]:
@@ -91,15 +92,13 @@ def load(layout: Layout, name: str | None) -> Selection:
             raise InputError(
                 str(layout.root), "has no selection yet", hint="make one with: curate filter --rule clipscore"
             )
-        raw = json.loads(latest.read_bytes())
-        check_format(raw, latest)
-        name = str(raw["name"])
+        name = str(read_json(latest, hint="name one: --selection NAME").get("name"))
     path = layout.selection(name) / "selection.json"
     if not path.is_file():
-        raise UnknownName(str(layout.root), "selection", name, names(layout))
-    raw = json.loads(path.read_bytes())
-    check_format(raw, path)
-    return Selection(path.parent, raw)
+        raise UnknownName(
+            str(layout.root), "selection", name, names(layout), hint=f"make it with: curate filter --name {name}"
+        )
+    return Selection(path.parent, read_json(path, hint=AGAIN))
 
 
 def check_fresh(pool: Pool, chosen: Selection) -> None:

@@ -6,6 +6,7 @@ The samples of a pool are the rows of its metadata where it has any, else of its
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["Part", "Pool", "Shard", "open_pool"]
+
+log = logging.getLogger("curate.pool")
 
 FAILED = "error_code"
 """The column of every table that says why a sample could not be had."""
@@ -202,14 +205,15 @@ class Pool:
     @cached_property
     def embedded(self) -> dict[str, str]:
         """Models with vectors of our own, to their folder's slug, from each folder's model.json."""
-        import json
-
         found = {}
         folder = self.layout.work / "embeddings"
         for path in sorted(folder.glob("*/model.json")) if folder.is_dir() else []:
-            raw = json.loads(path.read_bytes())
-            receipts.check_format(raw, path)
-            found[str(raw["model"])] = path.parent.name
+            try:
+                raw = receipts.read_json(path)
+            except PartError as error:
+                log.error("%s; the vectors beside it are not read", error)
+            else:
+                found[str(raw.get("model", path.parent.name))] = path.parent.name
         return found
 
     @cached_property

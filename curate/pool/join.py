@@ -121,7 +121,10 @@ def _read(folder: Path, part: str, names: list[str], rows: int) -> pl.DataFrame:
     if not rows or not path.is_file():
         gone = pl.DataFrame({FAILED: pl.Series(["part_failed"] * rows, dtype=pl.String)})
         return gone.with_columns([pl.lit(None).alias(n) for n in names if n != FAILED]).select(names)
-    frame = pl.scan_parquet(path, glob=False).select(names).collect()
+    try:
+        frame = pl.scan_parquet(path, glob=False).select(names).collect()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise PartError(str(path), f"cannot be read ({error})", hint="curate verify says more") from error
     if len(frame) != rows:
         raise PartError(
             str(path), f"has {len(frame):,} rows where the part has {rows:,}", hint="curate verify says more"

@@ -68,7 +68,10 @@ class VectorSource:
         column = "error_code" if self.side == "image" else "text_error_code"
         if not path.is_file():
             raise PartError(str(path), "is missing", hint=self._remedy())
-        return pl.read_parquet(path, columns=[column], glob=False)[column].cast(pl.String)
+        try:
+            return pl.read_parquet(path, columns=[column], glob=False)[column].cast(pl.String)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise PartError(str(path), f"cannot be read ({error})", hint=self._remedy()) from error
 
     def identity(self, part: str) -> str:
         """What the vectors of a part are known by."""

@@ -7,7 +7,6 @@ stopped, others are refused, so that no pool is ever a mixture that nobody asked
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate import receipts, runner
-from curate.errors import InputError
+from curate.errors import InputError, PartError
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.pool.layout import DOWNLOAD_STAGE, Layout, metadata_files
 from curate.pool.names import ALIASES
@@ -100,6 +99,7 @@ def plan(root: Path, source: Path | None, settings: DownloadSettings) -> Plan:
     from curate.fetch.lists import open_list
 
     layout = Layout(root, root)
+    _check_folder(root)
     found = open_list(
         source or _own_metadata(layout),
         url_col=settings.url_col,
@@ -157,18 +157,25 @@ def _own_metadata(layout: Layout) -> Path:
     if folder.is_dir() and metadata_files(layout):
         return folder
     if layout.sources.is_file():
-        names = ", ".join(_sources(layout)[0]["files"][:5])
+        names = ", ".join(_before(layout)["files"][:5])
         raise InputError(str(layout.root), f"was downloaded from a list ({names})", hint="--source FILE_OR_FOLDER")
     raise InputError(str(layout.root), "has no metadata to download from", hint="--source FILE_OR_FOLDER")
 
 
-def _sources(layout: Layout) -> list[dict[str, Any]]:
+def _check_folder(root: Path) -> None:
+    there = next(p for p in (root, *root.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise InputError(str(there), "is not a folder", hint="--pool DIR, one that is there or is to be made")
+
+
+def _before(layout: Layout) -> dict[str, Any]:
+    """What sources.json says that this pool was downloaded from."""
     try:
-        raw = json.loads(layout.sources.read_bytes())
-        receipts.check_format(raw, layout.sources)
-        return list(raw["sources"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(str(layout.sources), f"cannot be read ({error})") from None
+        sources = receipts.read_json(layout.sources)["sources"]
+        return {**sources[0]}
+    except (PartError, KeyError, IndexError, TypeError) as error:
+        what = error.what if isinstance(error, PartError) else "names no list"
+        raise InputError(str(layout.sources), what, hint="another --pool") from None
 
 
 def _check_same(made: Plan) -> Mapping[str, Any] | None:
@@ -181,7 +188,7 @@ def _check_same(made: Plan) -> Mapping[str, Any] | None:
                 str(layout.root), f"holds shards that others made ({foreign[0].name})", hint="another --pool"
             )
         return None
-    before, now = _sources(layout)[0], made.entry()
+    before, now = _before(layout), made.entry()
     if before["digest"] != now["digest"]:
         raise InputError(
             str(layout.root),
