@@ -11,9 +11,16 @@ CurateError                  has a place, a message and perhaps a hint; never a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
 from typing import Any
+
+_NAMED = 20
+"""So many names are listed where one was not found."""
+_BESIDE = 1000
+"""So many neighbours of a missing path are looked at."""
 
 
 class CurateError(Exception):
@@ -57,10 +64,9 @@ class UnknownName(InputError):
     def __init__(self, where: str, kind: str, name: str, known: Iterable[str], *, hint: str | None = None) -> None:
         found = sorted(known)
         close = nearest(name, found)
-        listed = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
         super().__init__(
             where,
-            f"no {kind} {name!r} (found: {listed or 'none'})",
+            f"no {kind} {name!r} (found: {_listed(found)})",
             hint=f"did you mean {close!r}?" if close else hint,
         )
 
@@ -93,6 +99,32 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     folded = {n.casefold(): n for n in names}
     close = get_close_matches(name.casefold(), folded, n=1, cutoff=0.55)
     return folded[close[0]] if close else None
+
+
+def no_such(
+    path: Path, kind: str, *, like: Callable[[Path], bool] = Path.is_file, hint: str | None = None
+) -> InputError:
+    """The error for a path that is not there: the message lists what lies in its place, the hint names the nearest.
+
+    `like` tells which neighbours could have been meant.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        return InputError(str(path), f"no such {kind} (there is no folder {folder})", hint=hint)
+    try:
+        beside = sorted(p.name for p in islice(folder.iterdir(), _BESIDE) if p.name[0] != "." and like(p))
+    except OSError:
+        beside = []
+    close = nearest(path.name, beside)
+    return InputError(
+        str(path),
+        f"no such {kind} (found there: {_listed(beside)})",
+        hint=f"did you mean {str(folder / close)!r}?" if close else hint,
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "") or "none"
 
 
 ERROR_CODES: dict[str, str] = {

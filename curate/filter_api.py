@@ -28,7 +28,7 @@ from dataclasses import KW_ONLY, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from curate.errors import InputError, SampleError
+from curate.errors import InputError, SampleError, no_such
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,6 +90,8 @@ class File:
                 digest = hashlib.sha256()
                 while block := stream.read(1 << 20):
                     digest.update(block)
+        except FileNotFoundError as error:
+            raise no_such(path, "file") from error
         except OSError as error:
             raise InputError(str(path), f"cannot be read ({error.strerror or error})") from error
         return cls(path, digest.hexdigest())

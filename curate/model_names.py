@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from curate.errors import InputError, UnknownName
+from curate.errors import InputError, UnknownName, no_such
 
 TINY = "tiny"
 TINY_WEIGHTS = Path(__file__).parent / "weights" / "tiny.safetensors"
@@ -69,7 +69,7 @@ def parse(name: str, pretrained: Path | None = None) -> ModelSpec:
     if path.exists() and pretrained is None:
         return _own_file(name, path)
     if path.suffix in _WEIGHT_SUFFIXES:
-        raise InputError(f"model {name}", "no such file", hint="give a weights file or ARCH/PRETRAINED")
+        raise no_such(path, "file", like=_is_weights, hint="give a weights file or ARCH/PRETRAINED")
     if slash or pretrained is not None:
         raise UnknownName(f"model {name}", "architecture", arch, known)
     raise UnknownName(f"model {name}", "model", name, [TINY, *known], hint="write ARCH/PRETRAINED, tiny or a file")
@@ -90,7 +90,7 @@ def _arch_tag(arch: str, tag: str) -> ModelSpec:
 
 def _arch_file(arch: str, path: Path) -> ModelSpec:
     if not path.is_file():
-        raise InputError(f"model {arch}", f"no such weights file ({path})", hint="give --pretrained FILE")
+        raise no_such(path, "weights file", like=_is_weights, hint="give --pretrained FILE")
     return ModelSpec(f"{arch}/{path}", arch, "", path, f"{arch}--{_safe(path.stem)}-{digest(path)[:8]}")
 
 
@@ -111,6 +111,10 @@ def _weights_in(folder: Path) -> Path:
         return (usual or found)[0]
     listed = ", ".join(p.name for p in found) or "none"
     raise InputError(f"model {folder}", f"not one weights file (found: {listed})", hint="name the file itself")
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix in _WEIGHT_SUFFIXES
 
 
 def _safe(stem: str) -> str:

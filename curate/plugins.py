@@ -22,7 +22,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from curate.errors import CurateError, InputError, PartError, UnknownName
+from curate.errors import CurateError, InputError, PartError, UnknownName, no_such
 from curate.filter_api import File, Filter, Judge, Sampler, Scorer
 
 GROUP = f"{__package__}.filters"
@@ -65,9 +65,10 @@ def load_file(path: Path) -> types.ModuleType:
     try:
         source = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            str(path), f"no such rule file ({error.strerror})", hint="curate rules lists names"
-        ) from error
+        if path.exists():
+            raise InputError(str(path), f"cannot be read ({error.strerror})") from error
+        hint = "curate rules lists the rules that need no file"
+        raise no_such(path, "rule file", like=lambda p: p.suffix == ".py", hint=hint) from error
     name = f"_curate_rule_{hashlib.sha256(source).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -169,14 +170,15 @@ def build(name: str, values: Mapping[str, Any]) -> Filter:
         known = {s.name: s for s in settings(cls)}
     for key in values:
         if key not in known:
-            raise UnknownName(f"rule {name}", "setting", key, known)
+            raise UnknownName(f"rule {name}", "setting", key, known, hint=f"curate rules {name}")
     parsed = {key: _parse(name, known[key], value) for key, value in values.items()}
     try:
         with blamed(name, InputError):
             return cls(**parsed)
     except InputError as error:
         if isinstance(error.__cause__, (ValueError, TypeError)):
-            raise InputError(f"rule {name}", str(error.__cause__)) from error.__cause__
+            what = str(error.__cause__)
+            raise InputError(f"rule {name}", what, hint=f"curate rules {name}") from error.__cause__
         raise
 
 
@@ -196,7 +198,8 @@ def _parse(rule: str, setting: Setting, value: Any) -> Any:
     try:
         parsed = _convert(kind, value)
     except (ValueError, TypeError):
-        raise InputError(f"rule {rule}", f"{setting.name} must be a {setting.kind} (found {value!r})") from None
+        what = f"{setting.name} must be a {setting.kind} (found {value!r})"
+        raise InputError(f"rule {rule}", what, hint=f"curate rules {rule}") from None
     if setting.choices and parsed not in setting.choices:
         raise UnknownName(f"rule {rule}", setting.name, str(parsed), setting.choices)
     return parsed

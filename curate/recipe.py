@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from curate import plugins, receipts
-from curate.errors import InputError, UnknownName
+from curate.errors import InputError, UnknownName, no_such
 from curate.filter_api import Facts, Filter, Judge, Sampler, settings_of
 
 GROUPS = ("any", "all", "not")
@@ -19,6 +19,7 @@ _DIVIDING = frozenset(",;()")
 
 MACHINE_SETTINGS = {"among": ("pool", "left"), "of": ("pool", "left")}
 """Settings that every judge takes, and that the machine carries out."""
+_HINT = "a recipe is a .toml file, or the name of one that comes with curate"
 
 
 @dataclass(frozen=True)
@@ -248,13 +249,13 @@ def read(name: str) -> Recipe:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise no_such(path, "recipe", like=lambda p: p.suffix == ".toml", hint=_SHIPPED_HINT) from error
+            raise no_such(path, "recipe", like=lambda p: p.suffix == ".toml", hint=_HINT) from error
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(name, f"cannot be read ({error})") from error
         return parse(text, name)
     known = shipped()
     if name not in known:
-        raise UnknownName("--recipe", "recipe", name, known, hint="a file's name ends in .toml")
+        raise UnknownName("--recipe", "recipe", name, known, hint=_HINT)
     return parse(known[name].read_text(encoding="utf-8"), name)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.errors import InputError, nearest
+from curate.errors import InputError, nearest, no_such
 from curate.fetch import records
 from curate.fetch.records import MARK_EVERY
 from curate.fetch.rows import Columns, Rows, Slice, is_text, read_rows
@@ -32,6 +33,7 @@ USUAL: Mapping[str, Sequence[str]] = {"url": ("url", "URL"), "caption": ("captio
 
 _COMPANIONS = {".npz", ".md", ".lock"}
 _UID_PROBE = 100
+_JOINED = re.compile(r"[,;\t|]")
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,11 @@ def open_list(
     schema = _common([(f.path, s) for f, s in found if f.rows])
     url = _column(source, schema, "url", url_col, usual)
     if url is None:
-        hint = None
+        hint = "--url-col NAME says which column holds the URLs"
         close = nearest("url", schema.names)
-        if close:
+        if len(schema.names) == 1 and _JOINED.search(schema.names[0]):
+            hint = "are its columns divided by another character? .csv has commas, .tsv tabs"
+        elif close:
             hint = f"--url-col {close}"
         elif any("://" in name for name in schema.names):
             hint = "its first line must name the columns"
@@ -126,7 +130,7 @@ def open_list(
 
 def _files(source: Path) -> list[tuple[Path, str]]:
     if not source.exists():
-        raise InputError(str(source), "no such file or folder", hint="--source FILE_OR_FOLDER")
+        raise no_such(source, "file or folder", like=_may_be_list, hint="--source FILE_OR_FOLDER")
     known = ", ".join(records.SUFFIXES)
     if source.is_file():
         form = records.format_of(source)
@@ -143,6 +147,10 @@ def _files(source: Path) -> list[tuple[Path, str]]:
     if not found:
         raise InputError(str(source), f"holds no list (known: {known}, each also .gz)")
     return found
+
+
+def _may_be_list(path: Path) -> bool:
+    return path.is_dir() or records.format_of(path) is not None
 
 
 def _scanned(path: Path, form: str) -> tuple[ListFile, pa.Schema]:
@@ -185,7 +193,7 @@ def _column(
         raise InputError(
             str(source),
             f"has no column {asked!r} (found: {_listed(schema.names)})",
-            hint=f"--{meaning}-col {close}" if close else None,
+            hint=f"--{meaning}-col {close or 'NAME'}",
         )
     return asked
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from curate.errors import InputError
+from curate.errors import InputError, no_such
 from curate.receipts import RECEIPTS
 
 DOWNLOAD_STAGE = "download"
@@ -78,9 +78,15 @@ class Layout:
 def find(root: Path, work: Path | None = None) -> Layout:
     """The layout of the pool at `root`. Raises InputError where that is no folder."""
     if not root.is_dir():
-        what = "is not a folder" if root.exists() else "no such pool"
-        raise InputError(str(root), what, hint="make one with: curate download --source LIST --pool DIR")
+        hint = "make one with: curate download --source LIST --pool DIR"
+        if root.exists():
+            raise InputError(str(root), "is not a folder", hint=hint)
+        raise no_such(root, "pool", like=_may_be_pool, hint=hint)
     return Layout(root, work or root)
+
+
+def _may_be_pool(path: Path) -> bool:
+    return any((path / name).exists() for name in ("shards", "metadata", "sources.json")) or any(path.glob("*.tar"))
 
 
 def metadata_files(layout: Layout) -> list[Path]:
