@@ -35,17 +35,14 @@ def test_auc_counts_ties_as_half() -> None:
     assert train.auc(np.array([1.0]), np.array([0.0, 2.0, 1.0, 1.0])) == 0.5
 
 
-def test_training_follows_its_seed_and_learns(tmp_path: Path) -> None:
-    """A run of seconds: same bytes twice, better than chance."""
-    digests = []
-    for name in ("a", "b"):
-        path = tmp_path / f"{name}.safetensors"
-        network = train.train(512, 2, seed=3, workers=1, threads=1, batch=64)
-        train.save(network, path)
-        digests.append(path.read_bytes())
-    assert digests[0] == digests[1]
-    model = models.load(models.parse(str(path)), device="cpu")
-    assert train.held_out_auc(model, 100) > 0.55
+def test_training_follows_its_seed(tmp_path: Path) -> None:
+    """A few steps: the same bytes twice, other bytes by another seed."""
+    written = []
+    for seed in (3, 3, 4):
+        path = tmp_path / "w.safetensors"
+        train.save(train.train(128, 1, seed=seed, workers=1, threads=1, batch=32), path)
+        written.append(path.read_bytes())
+    assert written[0] == written[1] != written[2]
 
 
 def test_weights_carry_their_configuration(tmp_path: Path) -> None:
