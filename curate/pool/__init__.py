@@ -145,7 +145,8 @@ class Pool:
         if part.uids:
             frame = pl.concat([frame, pl.scan_parquet(part.uids, glob=False)], how="horizontal")
         floats = pl.selectors.float()
-        return frame.select(chosen).with_columns(floats.fill_nan(None)) if chosen else frame.select(chosen)
+        # with_columns before select: a select of nothing but nulls would be one row
+        return frame.with_columns(chosen).select(columns).with_columns(floats.fill_nan(None))
 
     def need_column(self, name: str, where: str) -> None:
         """Raise InputError, naming the columns that are there, unless some part has this one."""

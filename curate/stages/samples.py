@@ -131,7 +131,10 @@ class Samples:
         published = [n for n in needs if isinstance(n, Similarity) and self._source(n) == "column"]
         raw = [PUBLISHED[n.model].similarity for n in published]
         base = self.pool.scan(part, [*names, *raw], optional=[c.name for c in columns if c.optional])
-        base = base.rename(dict.fromkeys(raw, "similarity"), strict=False)
+        # float32 as published; a copy in float64 holds the same numbers
+        base = base.with_columns(pl.col(raw).cast(pl.Float32)).rename(
+            dict.fromkeys(raw, "similarity"), strict=False
+        )
         beside = [
             self.join.columns(results, part, wanted).drop(FAILED).lazy() for results, wanted in self._results(needs)
         ]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import polars as pl
+    from PIL.Image import Image
 
     from curate.pixels import Decoders
     from curate.receipts import Output
@@ -132,10 +133,17 @@ def tasks(pool: Pool, scorer: Scorer, device: str = "auto", decoders: Decoders |
                 what,
                 partial(_score_part, decoders=decoders) if decoders else _score_part,
                 (ScorerRef.of(scorer), job),
-                pool.rows.get(part.name, 0),
+                _expected(pool, part),
             )
         )
     return made
+
+
+def _expected(pool: Pool, part: Part) -> int:
+    if part.shard is None:
+        return pool.rows.get(part.name, 0)
+    receipt = pool.shard_receipt(part.shard)
+    return receipt.counts["samples"] if receipt else 1  # it cannot be read, and fails by name
 
 
 def _identity(pool: Pool, part: Part) -> str:
@@ -265,6 +273,19 @@ def dtype(name: str) -> Any:
     return getattr(pl, outer)(dtype(inner.rstrip(")"))) if inner else getattr(pl, outer)()
 
 
+class _Prepare:
+    """A scorer's `prepare` as the decode processes get it: they load its rule file first."""
+
+    def __init__(self, ref: ScorerRef) -> None:
+        self.ref, self.scorer = ref, ref.load()
+
+    def __call__(self, image: Image) -> npt.NDArray[Any]:
+        return self.scorer.prepare(image)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Prepare, (self.ref,)
+
+
 class _Rows:
     """The rows of one part with all that a scorer needs of them."""
 
@@ -325,7 +346,8 @@ class _Rows:
         assert part.shard is not None
         good = self.good
         codes: list[str | None] = []
-        for decoded in decoders.batches(part.shard, scorer.prepare, rows=scorer.rows):
+        prepare = _Prepare(ScorerRef.of(scorer))
+        for decoded in decoders.batches(part.shard, prepare, rows=scorer.rows):
             span = np.arange(decoded.start, decoded.start + len(decoded.ok))
             codes += list(decoded.codes)
             wanted = good[span[decoded.ok]]
