@@ -33,9 +33,16 @@ class Rule:
     of: str | None = None
     """What a judge's fractions are of; None is the same as `among`."""
 
+    @property
+    def label(self) -> str:
+        """What the rule is called in results: its name, or the stem of its file."""
+        return Path(self.name).stem if self.name.endswith(".py") else self.name
+
     def describe(self) -> dict[str, Any]:
-        """The rule as JSON values; files by their sha256."""
-        said: dict[str, Any] = {"rule": self.name, "settings": settings_of(self.filter)}
+        """The rule as JSON values; files, a rule's own too, by their sha256."""
+        said: dict[str, Any] = {"rule": self.label, "settings": settings_of(self.filter)}
+        if self.label != self.name:
+            said["file"] = receipts.file_sha256(Path(self.name))
         if isinstance(self.filter, Judge) and (self.among, self.of) != ("pool", None):
             said |= {"among": self.among, "of": self.of or self.among}
         return said
@@ -76,9 +83,9 @@ class Group:
     members: tuple[Rule | Group, ...]
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         """For tables: `any(clipscore, basic)`."""
-        return f"{self.how}({', '.join(m.name for m in self.members)})"
+        return f"{self.how}({', '.join(m.label for m in self.members)})"
 
     @property
     def text(self) -> str:
@@ -121,7 +128,7 @@ class Recipe:
     @property
     def default_name(self) -> str:
         """The name of its selection unless the user gives one: the rules and six digits of the digest."""
-        names = "-".join(dict.fromkeys(Path(r.name).stem for s in self.steps for r in s.rules))
+        names = "-".join(dict.fromkeys(r.label for s in self.steps for r in s.rules))
         return f"{names[:60]}-{self.digest[:6]}"
 
     def describe(self) -> dict[str, Any]:

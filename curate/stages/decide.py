@@ -112,7 +112,7 @@ def decide(
     ranked = decisions.left
     for number, step in enumerate(recipe):
         before = int(decisions.left.sum())
-        name = _unique_name(step.name, decisions, number)
+        name = _unique_name(step.label, decisions, number)
         if isinstance(step, Rule) and isinstance(step.filter, Sampler):
             notes = _draw(decisions, step, name)
         else:
