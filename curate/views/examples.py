@@ -16,7 +16,7 @@ from curate.selection import Selection
 from curate.views.charts import number
 from curate.views.evidence import Evidence, Reading, RuleEvidence
 from curate.views.inert import CAPTION_CHARACTERS, inert, plain_url
-from curate.views.pictures import BUDGET, Picture, Pictures, meaning
+from curate.views.pictures import Picture, Pictures, meaning
 
 NEAR, RANDOM, OPEN = 12, 6, 6
 """Examples of a rule and a side: nearest to a cut, at random; and unjudged ones of a rule."""
@@ -24,6 +24,8 @@ TILES = 640
 """Examples on a page at most, beside the copies that stayed."""
 NUMBERS = 8
 """Scores on a tile at most, the rule's own first."""
+BUDGET = 11_000_000
+"""Characters of all thumbnails of a page, so that it stays under 15 MB."""
 _COLUMNS = ("uid", "url", "caption", "original_width", "original_height", "width", "height")
 
 
@@ -59,17 +61,16 @@ class Group:
 def examples(
     pool: Pool, selection: Selection, evidence: Evidence, *, seed: int = 0, pictures: bool = True
 ) -> tuple[list[list[Group]], int]:
-    """For each rule of the evidence its groups of examples; and how many thumbnails they hold."""
+    """For each rule of the evidence its groups of examples; and how many pictures they have."""
     factor = min(1.0, TILES / max(1, len(evidence.rules) * (2 * (NEAR + RANDOM) + OPEN)))
     plans = [list(_plan(evidence, rule, factor, seed)) for rule in evidence.rules]
-    maker = Pictures(pool, budget=BUDGET if pictures else 0)
-    shown = _Shown(pool, selection, evidence, maker)
+    shown = _Shown(pool, selection, evidence, Pictures(pool, wanted=pictures))
     shown.load([rows for plan in plans for _, rows in plan])
     groups = [
         [Group(title, shown.tiles(rule, rows)) for title, rows in plan]
         for rule, plan in zip(evidence.rules, plans, strict=True)
     ]
-    return groups, maker.made
+    return groups, shown.drawn
 
 
 # --- which ------------------------------------------------------------------------------------------------
@@ -89,8 +90,8 @@ def _plan(evidence: Evidence, rule: RuleEvidence, factor: float, seed: int) -> I
         rest = side.join(first.select("part", "row"), on=["part", "row"], how="anti", maintain_order="left")
         count = some if len(first) else max(some, near)
         if len(rest):
-            how = f"at random (seed {seed})" if len(rest) > count else "the others" if len(first) else "all"
-            yield f"{word}, {how}", _some(rest, count, seed)
+            how = f", at random (seed {seed})" if len(rest) > count else ", the others" if len(first) else ""
+            yield f"{word}{how}", _some(rest, count, seed)
     unjudged = evidence.table.filter((pl.col("place") == rule.place) & pl.col("reason").is_null())
     if len(unjudged):
         yield (
@@ -153,6 +154,7 @@ class _Shown:
         self.pool, self.selection, self.evidence, self.pictures = pool, selection, evidence, pictures
         self.samples: dict[tuple[str, int], dict[str, Any]] = {}
         self.stayed: dict[bytes, tuple[str, int]] = {}
+        self.drawn, self._left = 0, BUDGET
 
     def load(self, chosen: Sequence[pl.DataFrame]) -> None:
         """Read all rows of these frames, and the copies that they name."""
@@ -255,9 +257,19 @@ class _Shown:
             url=plain_url(str(sample["url"])) if sample["url"] is not None else "",
             size=size,
             numbers=numbers,
-            picture=sample["picture"],
+            picture=self._afforded(sample["picture"]),
             stayed=stayed,
         )
+
+    def _afforded(self, picture: Picture) -> Picture:
+        """The picture, or a note in its place once the page is full."""
+        if picture.source is None:
+            return picture
+        if len(picture.source) > self._left:
+            return Picture(None, "left out, so that the page stays small")
+        self._left -= len(picture.source)
+        self.drawn += 1
+        return picture
 
 
 def sentence(selection: Selection, rule: str, reason: str, value: float | None, of: bytes | None) -> str:

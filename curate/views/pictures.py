@@ -7,6 +7,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 SIDE = 192
 """Pixels of a thumbnail's longer side at most."""
 QUALITY = 62
-BUDGET = 9_000_000
-"""Bytes of all thumbnails of a page, before base64 makes four of three."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,11 @@ def meaning(code: str) -> str:
 
 
 class Pictures:
-    """The thumbnails of a pool's samples, until `budget` bytes are spent; none are made where it is 0."""
+    """The thumbnails of a pool's samples; none are made unless they are `wanted`."""
 
-    def __init__(self, pool: Pool, *, budget: int = BUDGET) -> None:
-        self._wanted = budget > 0
-        self._pool = pool
-        self._left = budget
+    def __init__(self, pool: Pool, *, wanted: bool = True) -> None:
+        self._pool, self._wanted = pool, wanted
         self._join = Join(pool)
-        self.made = 0
 
     def of(self, part: Part, rows: Sequence[int]) -> list[Picture]:
         """One picture for each of these rows of a part."""
@@ -93,21 +89,26 @@ class Pictures:
         try:
             table = pl.read_parquet(shard.table, columns=["key", FAILED], glob=False)
             index = pl.read_parquet(shard.index, glob=False)
-            tar = open_tar(str(shard.tar))
-        except (OSError, pl.exceptions.PolarsError, PartError) as error:
-            what = error.what if isinstance(error, PartError) else "its table or index cannot be read"
-            yield from ((at, Picture(None, f"shard {shard.name}: {what}")) for at in places)
+        except (OSError, pl.exceptions.PolarsError):
+            why = f"shard {shard.name}: its table or index cannot be read"
+            yield from ((at, Picture(None, why)) for at in places)
             return
-        try:
-            wanted = table[list(places.values())].join(index, on="key", how="left", maintain_order="left")
+        wanted = table[list(places.values())].join(index, on="key", how="left", maintain_order="left")
+        with ExitStack() as stack:
+            tar: int | PartError
+            try:
+                tar = open_tar(str(shard.tar))
+                stack.callback(os.close, tar)
+            except PartError as error:
+                tar = error
             for at, row in zip(places, wanted.iter_rows(named=True), strict=True):
                 yield at, self._thumbnail(tar, shard, row)
-        finally:
-            os.close(tar)
 
-    def _thumbnail(self, tar: int, shard: Shard, row: Mapping[str, object]) -> Picture:
+    def _thumbnail(self, tar: int | PartError, shard: Shard, row: Mapping[str, object]) -> Picture:
         if (code := row[FAILED]) is not None:
             return Picture(None, f"{code}: {meaning(str(code))}")
+        if isinstance(tar, PartError):
+            return Picture(None, f"shard {shard.name}: {tar.what}")
         if row["offset"] is None:
             return Picture(None, f"lost: {meaning('lost')}")
         span = Span(str(row["key"]), int(str(row["offset"])), int(str(row["length"])))
@@ -122,10 +123,6 @@ class Pictures:
             return Picture(None, f"shard {shard.name}: {error.what}")
         except MemoryError:
             return Picture(None, "the image does not fit into memory")
-        if len(data) > self._left:
-            return Picture(None, "left out, so that the page stays small")
-        self._left -= len(data)
-        self.made += 1
         return Picture("data:image/webp;base64," + base64.b64encode(data).decode(), "", width, height)
 
 

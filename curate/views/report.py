@@ -262,7 +262,7 @@ def _charts(found: Evidence) -> list[dict[str, Any]]:
         ]
         marks = list({Mark(cut.at, cut.label): None for r, reason in users if (cut := r.cuts.get(reason))})
         names = list(
-            dict.fromkeys(r.label for r in found.rules if any(u is r for u, _ in users) or reading in r.further)
+            dict.fromkeys(r.name for r in found.rules if any(u is r for u, _ in users) or reading in r.further)
         )
         before = found.table[reading.column]
         after = found.table.filter(found.kept)[reading.column]
