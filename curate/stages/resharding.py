@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from curate.engines.local import Tick
     from curate.receipts import Output
 
-READ = 8 << 20
-"""At most this many bytes are read at once, unless one sample has more."""
+READ = 2 << 20
+"""At most this many bytes are read at once, unless one sample has more; they stay in a core's cache."""
+
+Run = tuple[str, str, int, int]
+"""A sample in a tar: its key there, its new key, offset and length of its blocks."""
 
 
 def write_shard(output: Output, tick: Tick, sources: Sequence[Source]) -> Mapping[str, int]:
@@ -30,13 +34,13 @@ def write_shard(output: Output, tick: Tick, sources: Sequence[Source]) -> Mappin
     import pyarrow as pa
 
     name = output.part
-    tar = TarWriter(output.open(f"{name}.tar"))
+    tar = _Copies(output.open(f"{name}.tar"))
     tables = []
     for source in sources:
         table = _rows(source)
         old, offsets, lengths = _runs(source, table)
         new = [f"{uid}-{copy}" for uid, copy in zip(table["uid"].to_pylist(), source.copies.tolist(), strict=True)]
-        _copy(tar, source.shard.tar, zip(old, new, offsets, lengths, strict=True))
+        tar.copy(source.shard.tar, zip(old, new, offsets, lengths, strict=True))
         tables.append(table.set_column(table.column_names.index("key"), "key", pa.array(new)))
         tick(len(new), 0)
     tar.finish()
@@ -77,35 +81,67 @@ def _runs(source: Source, table: pa.Table) -> tuple[list[str], list[int], list[i
     return keys.to_pylist(), taken["offset"].to_pylist(), taken["length"].to_pylist()
 
 
-def _copy(tar: TarWriter, path: Path, wanted: Iterator[tuple[str, str, int, int]]) -> None:
-    """Append the samples (old key, new key, offset, length) of the tar at `path` under their new keys."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise PartError(str(path), f"cannot be read ({error.strerror})") from error
-    try:
-        buffer = bytearray(READ)
-        for begin, length, runs in _adjacent(wanted):
-            if length > len(buffer):
-                buffer = bytearray(length)
-            view = memoryview(buffer)[:length]
-            _read(fd, view, begin, path)
-            for old, new, offset, size in runs:
-                tar.add_raw(new, _renamed(view[offset - begin : offset - begin + size], old, new, path))
-    finally:
-        os.close(fd)
+@dataclass
+class _Copies(TarWriter):
+    """A tar of samples copied from other tars: read straight into the buffer that it is written from."""
+
+    buffer: bytearray = field(default_factory=lambda: bytearray(READ))
+    filled: int = 0
+
+    def copy(self, path: Path, wanted: Iterable[Run]) -> None:
+        """Append samples of the tar at `path` under their new keys."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise PartError(str(path), f"cannot be read ({error.strerror})") from error
+        try:
+            for begin, length, runs in _adjacent(wanted):
+                view = self._room(length)
+                _read(fd, view, begin, path)
+                samples = [(old, new, view[at - begin : at - begin + size]) for old, new, at, size in runs]
+                renamed = [_rename(run, old, new) for old, new, run in samples]
+                if all(renamed):
+                    for _, new, run in samples:
+                        self._note(new, len(run))
+                    self.filled += length
+                else:
+                    self.flush()
+                    for done, (old, new, run) in zip(renamed, samples, strict=True):
+                        self.add_raw(new, bytes(run) if done else _rewritten(run, old, new, path))
+        finally:
+            os.close(fd)
+
+    def finish(self) -> None:
+        self.flush()
+        super().finish()
+
+    def flush(self) -> None:
+        """Write what the buffer holds."""
+        self.sink.write(memoryview(self.buffer)[: self.filled])
+        self.filled = 0
+
+    def _room(self, length: int) -> memoryview:
+        """The next `length` bytes of the buffer."""
+        if self.filled + length > len(self.buffer):
+            self.flush()
+        if length > len(self.buffer):
+            self.buffer = bytearray(length)
+        return memoryview(self.buffer)[self.filled : self.filled + length]
+
+    def _note(self, key: str, length: int) -> None:
+        self.keys.append(key)
+        self.offsets.append(self.position)
+        self.lengths.append(length)
+        self.position += length
 
 
-def _adjacent(
-    wanted: Iterator[tuple[str, str, int, int]],
-) -> Iterator[tuple[int, int, list[tuple[str, str, int, int]]]]:
+def _adjacent(wanted: Iterable[Run]) -> Iterator[tuple[int, int, list[Run]]]:
     """Runs that follow each other, gathered: (offset, length, runs) of at most `READ` bytes, or one run."""
     begin = end = 0
-    gathered: list[tuple[str, str, int, int]] = []
+    gathered: list[Run] = []
     for run in wanted:
         offset, length = run[2:]
-        again = bool(gathered) and (offset, length) == gathered[-1][2:]  # a further copy
-        if gathered and not again and (offset != end or end + length - begin > READ):
+        if gathered and (offset != end or end + length - begin > READ):
             yield begin, end - begin, gathered
             gathered = []
         if not gathered:
@@ -129,46 +165,46 @@ def _read(fd: int, view: memoryview, offset: int, path: Path) -> None:
         done += got
 
 
-def _renamed(run: memoryview, old: str, new: str, path: Path) -> bytes:
-    """A sample's blocks with its members under the new key, contents and extensions as they are."""
-    pieces: list[bytes | memoryview] = []
-    position, before, after = 0, f"{old}.".encode("utf-8", "surrogateescape"), f"{new}.".encode()
-    while position < len(run):
-        head = _patched(bytes(run[position : position + BLOCK]), before, after)
-        if head is None:
-            break
-        begin = position + BLOCK
-        size = int(head[124:135], 8)
-        position = begin + size + -size % BLOCK
-        pieces += (head, run[begin:position])
-    else:
-        if position == len(run):
-            return b"".join(pieces)
-    return _rewritten(run, old, new, path)
-
-
-def _patched(head: bytes, old: bytes, new: bytes) -> bytes | None:
-    """A header as we write it, under its new name; None for any other, and where its checksum is wrong."""
-    if (head[100:124], head[135:148], head[156:]) != (_OURS[100:124], _OURS[135:148], _OURS[156:]):
-        return None
-    name, size = head[:100].rstrip(b"\0"), head[124:135]
-    if not name.startswith(old) or head[148:156] != b"%06o\0 " % (_REST + sum(name) + sum(size)):
-        return None
-    name = new + name[len(old) :]
-    if len(name) > 100:
-        return None
-    return b"".join(
-        (name.ljust(100, b"\0"), head[100:148], b"%06o\0 " % (_REST + sum(name) + sum(size)), head[156:])
-    )
-
-
 _OURS = header("", 0)
 _REST = sum(_OURS[:124]) + sum(_OURS[135:148]) + 8 * 32 + sum(_OURS[156:])
 """What all headers of ours add to their checksum: all but name and size, the checksum itself as blanks."""
 
 
+def _rename(run: memoryview, old: str, new: str) -> bool:
+    """Put a sample's blocks under a new key where they lie; false, and nothing done, where we did not write them.
+
+    A header is ours if it equals one that we would write, but for name and size, and its checksum is right.
+    """
+    before, after = f"{old}.".encode("utf-8", "surrogateescape"), f"{new}.".encode()
+    changes: list[tuple[int, bytes, bytes]] = []
+    position = 0
+    while position < len(run):
+        head = bytes(run[position : position + BLOCK])
+        if (head[100:124], head[135:148], head[156:]) != (_OURS[100:124], _OURS[135:148], _OURS[156:]):
+            return False
+        name, size = head[:100].rstrip(b"\0"), head[124:135]
+        rest = _REST + sum(size)
+        if not name.startswith(before) or head[148:156] != b"%06o\0 " % (rest + sum(name)):
+            return False
+        name = after + name[len(before) :]
+        if len(name) > 100:
+            return False
+        changes.append((position, name.ljust(100, b"\0"), b"%06o\0 " % (rest + sum(name))))
+        length = int(size, 8)
+        position += BLOCK + length + -length % BLOCK
+    if position != len(run):
+        return False
+    for position, name, checksum in changes:
+        run[position : position + 100] = name
+        run[position + 148 : position + 156] = checksum
+    return True
+
+
 def _rewritten(run: memoryview, old: str, new: str, path: Path) -> bytes:
-    """The same for blocks that others wrote, or that are damaged (PartError)."""
+    """A sample's blocks under a new key, written by whomever; contents and extensions as they are.
+
+    Raises PartError where they are damaged or not those of `old`.
+    """
     pieces: list[bytes | memoryview] = []
     for member in members(run, str(path)):
         key, extension = split_name(member.name)

@@ -23,6 +23,7 @@ from curate.pool import Pool, open_pool
 from curate.pool.adopt import adopt
 from curate.receipts import read_receipt
 from curate.scales import SCALES, scale
+from curate.shards import TarWriter
 from curate.stages import placing, resharding
 from curate.stages.subset import Result, subset
 from curate.uids import to_hex, to_pairs
@@ -335,6 +336,36 @@ def test_tars_of_other_writers(tmp_path: Path, form: int, folder: str) -> None:
     assert [m for *_, m in found] == [dict(members_of(sample_of(0, r))) for r in (0, 2)]
     with tarfile.open(tmp_path / "out/shards/00000000.tar") as tar:
         assert {(i.mtime, i.uname, i.mode) for i in tar} == {(0, "", 0o444)}
+
+
+def test_a_tar_of_several_writers(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    blocks = io.BytesIO()
+    ours = TarWriter(blocks)
+    for row in range(4):
+        if row != 2:
+            ours.add(f"key{row}", members_of(sample_of(0, row)))
+            continue
+        for extension, data in members_of(sample_of(0, row)):
+            info = tarfile.TarInfo(f"key{row}.{extension}")
+            info.size, info.mtime = len(data), 1700000000.5
+            head = info.tobuf(tarfile.PAX_FORMAT)
+            blocks.write(head + data + bytes(-len(data) % 512))
+    blocks.write(bytes(1024))
+    (tmp_path / "pool/some.tar").write_bytes(blocks.getvalue())
+    pool = adopt(open_pool(tmp_path / "pool"), workers=0)
+    make_selection(pool, [uid_of(0, r) for r in range(4)] * 2)
+    made(pool, tmp_path / "out")
+    found = list(samples(tmp_path / "out"))
+    assert [key for _, key, _ in found] == [f"{uid_of(0, r)}-{j}" for r in range(4) for j in range(2)]
+    assert [m for *_, m in found] == [dict(members_of(sample_of(0, r))) for r in range(4) for _ in range(2)]
+
+
+def test_samples_larger_than_the_buffer(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(pool, tmp_path / "one")
+    monkeypatch.setattr(resharding, "READ", 2000)
+    made(pool, tmp_path / "two")
+    assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
 def test_metadata_with_shards_of_some(tmp_path: Path) -> None:
