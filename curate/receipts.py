@@ -30,6 +30,7 @@ RECEIPTS = "_receipts"
 CHUNK = 1 << 20
 
 _FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST}
 
 
 # --- the five calls that change the disk (a test stops the process at each of them) -----------------------
@@ -211,7 +212,7 @@ class _Raw(io.RawIOBase):
 
 @contextmanager
 def disk(path: Path) -> Iterator[None]:
-    """A full disk inside becomes a StopError that names the file."""
+    """A full disk inside becomes a StopError that names the file, a place that refuses writing an InputError."""
     try:
         yield
     except OSError as error:
@@ -219,7 +220,22 @@ def disk(path: Path) -> Iterator[None]:
             raise StopError(
                 str(path), _FULL[error.errno], hint="make room and run the same command again"
             ) from error
+        if error.errno in _REFUSED:
+            raise InputError(
+                str(path),
+                f"cannot be written ({error.strerror})",
+                hint="a folder that can be written to; for a pool that is read-only, --work DIR",
+            ) from error
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises InputError or StopError where the disk refuses."""
+    with disk(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # a file system that has no folders to make, such as /proc
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from error
 
 
 class Output:
@@ -254,7 +270,8 @@ class Output:
             outputs[name] = Written(raw.size, raw.hash.hexdigest(), varies)
         _forget_receipt(self.folder, self.part)
         for name, (_, raw, _varies) in self._files.items():
-            _rename(raw.path, self.folder / name)
+            with disk(self.folder / name):
+                _rename(raw.path, self.folder / name)
             raw.close()
         for parent in {(self.folder / name).parent for name in self._files}:
             _fsync_folder(parent)
@@ -301,7 +318,7 @@ class _KeptOpen(io.BufferedWriter):
 
 def _open_temporary(path: Path, *, wait: bool = False) -> _Raw:
     """The `.tmp` file of `path`, empty and locked. Raises Busy where another process writes it, unless `wait`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
     while True:
         with disk(temporary):
@@ -339,7 +356,8 @@ def write_file(path: Path, data: bytes) -> None:
     writer = _KeptOpen(raw, CHUNK)
     writer.write(data)
     _finish(writer, raw)
-    _rename(raw.path, path)
+    with disk(path):
+        _rename(raw.path, path)
     raw.close()
     _fsync_folder(path.parent)
 
@@ -401,7 +419,7 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises Busy naming the holder where another process has it and `wait` is false.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     while True:
         with disk(path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -14,9 +14,12 @@ from typing import NoReturn
 
 import typer
 
-from curate.errors import CurateError
+from curate.cli._common import printable
+from curate.errors import CurateError, UnknownName
 
 _GROUPS = ("download", "embed", "score", "filter", "subset", "views", "report", "demo")
+
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 app = typer.Typer(
     name="curate",
@@ -51,9 +54,9 @@ for _group in _GROUPS:
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 a bug or stopped by the machine, 2 your input, 3 some parts
     failed, 130 interrupted."""
-    _log_to_stderr()
     code = 0
     try:
+        _log_to_stderr()
         outcome = app(standalone_mode=False)
         code = outcome if isinstance(outcome, int) else 0
     except CurateError as error:
@@ -71,7 +74,7 @@ def main() -> NoReturn:
 
 
 def _say(error: CurateError) -> int:
-    sys.stderr.write(f"curate: {error}\n")
+    sys.stderr.write(f"curate: {printable(str(error))}\n")
     if error.hint:
         sys.stderr.write(f"hint: {error.hint}\n")
     return error.exit_code
@@ -103,6 +106,9 @@ class _Plain(logging.Formatter):
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Plain("%(message)s"))
-    logging.basicConfig(level=os.environ.get("CURATE_LOG", "INFO").upper(), handlers=[handler])
+    level = os.environ.get("CURATE_LOG") or "INFO"
+    if level.upper() not in _LEVELS:
+        raise UnknownName("$CURATE_LOG", "level", level, _LEVELS)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
     for loud in ("aiohttp", "asyncio", "PIL", "timm", "open_clip", "httpx", "huggingface_hub", "root"):
         logging.getLogger(loud).setLevel(logging.WARNING)

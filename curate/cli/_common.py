@@ -54,7 +54,9 @@ def open_pool(given: Path | None, work: Path | None = None) -> Pool:
 
 def keep_log(layout: Layout, command: str) -> None:
     """Have the records of a writing command kept in the pool's `logs/` too, one file a run, with times."""
-    layout.logs.mkdir(parents=True, exist_ok=True)
+    from curate.receipts import make_folder
+
+    make_folder(layout.logs)
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{command}-{os.getpid()}.log"
     handler = logging.FileHandler(layout.logs / name, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -93,12 +95,18 @@ def workers(given: int | None) -> int:
 
 def show(text: str) -> None:
     """One piece of the result, on stdout."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write("\n".join(map(printable, text.split("\n"))) + "\n")
+
+
+def printable(line: str) -> str:
+    """The line with what a terminal would act upon replaced: names come from files, and files from anywhere."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in line)
 
 
 def show_json(value: Any) -> None:
     """The result as JSON, on stdout."""
-    show(json.dumps({"format": 1, **value}, indent=1, ensure_ascii=False, default=str))
+    text = json.dumps({"format": 1, **value}, indent=1, ensure_ascii=False, default=str)
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
 
 
 def table(rows: Sequence[Sequence[Any]], *, right: Sequence[int] = (), indent: str = "") -> str:

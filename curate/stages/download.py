@@ -122,7 +122,7 @@ def download(made: Plan, *, workers: int, connections: int = CONNECTIONS) -> run
     from curate.fetch.crawl import default_threads
 
     layout, settings = made.layout, made.settings
-    layout.root.mkdir(parents=True, exist_ok=True)
+    receipts.make_folder(layout.root)
     with receipts.lock(layout.sources.with_suffix(".lock"), wait=True):
         if _check_same(made) is None:
             receipts.write_json(layout.sources, {"format": receipts.FORMAT, "sources": [made.entry()]})

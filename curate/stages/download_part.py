@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from curate.errors import ERROR_CODES, PartError
 from curate.fetch.settings import FetchLimits, ImageSettings
-from curate.receipts import disk
+from curate.receipts import disk, make_folder
 from curate.shards import TarWriter, write_table
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _allow_many_sockets() -> None:
 
 def _spool(output: Output) -> BinaryIO:
     """A nameless file on the pool's disk, gone with the process whatever ends it."""
-    output.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(output.folder)
     return tempfile.TemporaryFile(dir=output.folder)
 
 

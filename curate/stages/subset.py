@@ -114,7 +114,7 @@ def subset(
             f"none of its {len(wanted):,} samples has an image here" + _because(plan),
             hint="curate download --pool DIR fetches images" if len(wanted) else "keep more: curate filter ...",
         )
-    out.mkdir(parents=True, exist_ok=True)
+    receipts.make_folder(out)
     with receipts.lock(out / "subset.lock"):
         making = _Making(pool, selection, scale, seed, samples_per_shard, out, plan, len(wanted), ~inside)
         return making.run(workers, require_all)
