@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 STAGE, VERSION = "filter", 1
 WHOLE = "selection"
 """The part whose receipt stands for uids.npy and selection.json."""
+LONGEST = 120
+"""Bytes of a selection's name."""
 AGAIN = "run the same curate filter again"
 
 
@@ -84,6 +86,17 @@ def names(layout: Layout) -> list[str]:
     return sorted(p.parent.name for p in layout.selections.glob("*/selection.json"))
 
 
+def check_name(name: str) -> None:
+    """Raise InputError for a name that cannot be that of a selection's folder."""
+    plain = name != "" and name == Path(name).name and name.isprintable() and not name.startswith((".", "_"))
+    if not plain or name.endswith((".json", ".tmp", ".lock")) or len(name.encode()) > LONGEST:
+        raise InputError(
+            "--name",
+            f"a selection cannot be called {name!r}",
+            hint=f"letters, digits, - and _ are safe; no /, no dot in front, at most {LONGEST} bytes",
+        )
+
+
 def load(layout: Layout, name: str | None) -> Selection:
     """The selection of this name; None takes the latest. Raises InputError where it is not there."""
     latest = layout.selections / "latest.json"
@@ -93,12 +106,14 @@ def load(layout: Layout, name: str | None) -> Selection:
                 str(layout.root), "has no selection yet", hint="make one with: curate filter --rule clipscore"
             )
         name = str(read_json(latest, hint="name one: --selection NAME").get("name"))
+    known = names(layout)
+    if name not in known:
+        raise UnknownName(str(layout.root), "selection", name, known, hint="curate filter makes one; see --name")
     path = layout.selection(name) / "selection.json"
-    if not path.is_file():
-        raise UnknownName(
-            str(layout.root), "selection", name, names(layout), hint=f"make it with: curate filter --name {name}"
-        )
-    return Selection(path.parent, read_json(path, hint=AGAIN))
+    raw = read_json(path, hint=AGAIN)
+    if lacking := {"counts", "funnel", "pool"} - raw.keys():
+        raise PartError(str(path), f"cannot be read (it has no {', '.join(sorted(lacking))})", hint=AGAIN)
+    return Selection(path.parent, raw)
 
 
 def check_fresh(pool: Pool, chosen: Selection) -> None:

@@ -64,11 +64,11 @@ def filter_(
     chosen = recipes.compose(rule or [], recipe or [])
     opened = common.open_pool(pool, work)
     means = Means(device, common.workers(workers))
+    request = stage.Request(chosen, name, scale, seed, means)
     if dry_run:
         _show_plan(*stage.dry_run(opened, chosen, means), as_json)
         return 0
     common.keep_log(opened.layout, "filter")
-    request = stage.Request(chosen, name, scale, seed, means)
     outcome = stage.filter_pool(opened, request, allow=_allow(yes=yes, no_compute=no_compute))
     _show(outcome, as_json)
     if outcome.failed_parts:

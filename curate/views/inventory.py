@@ -6,10 +6,12 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 
+from curate.errors import CurateError
 from curate.pool import Pool
-from curate.receipts import RECEIPTS, Receipt, read_receipt
+from curate.receipts import RECEIPTS, Receipt, read_json, read_receipt, receipt_path
 
 OWN = ("derived", "embeddings", "scores", "indexes", "selections", "logs")
 """Folders that only `curate` writes, below the pool's `work`."""
@@ -33,15 +35,23 @@ class Inventory:
     foreign: list[Path] = field(default_factory=list)
     """Files and folders that `curate` did not make and does not read."""
 
-    def missing(self) -> list[tuple[Path, str]]:
-        """Files that a receipt has and that are not there with their size: path, and what was found."""
+    def damage(self) -> list[tuple[Path, str]]:
+        """What is seen to be broken without reading it: files that a receipt has, receipts, loose JSON.
+
+        Each a path and what is wrong with it, as a clause.
+        """
         found = []
-        for folder, _, receipt in self.receipts:
-            for name in receipt.missing(folder) if receipt else ():
-                path = folder / name
-                written = receipt.outputs[name].bytes if receipt else 0
-                there = f"has {path.stat().st_size:,} of {written:,} bytes" if path.is_file() else "is missing"
-                found.append((path, there))
+        for folder, part, receipt in self.receipts:
+            if receipt is None:
+                found.append((receipt_path(folder, part), "is not a readable receipt"))
+            else:
+                found += [(folder / name, what) for name, what in receipt.damage(folder).items()]
+        for path in self.loose:
+            if path.suffix == ".json":
+                try:
+                    read_json(path)
+                except CurateError as error:
+                    found.append((path, error.what))
         return found
 
     def running(self) -> list[str]:
@@ -89,7 +99,7 @@ def _own(found: Inventory, folder: Path) -> None:
                     part = name.removesuffix(".json")
                     receipt = read_receipt(at.parent, part)
                     found.receipts.append((at.parent, part, receipt))
-                    known |= {at.parent / output for output in receipt.outputs} if receipt else set()
+                    known |= {at.parent / output for output in receipt.outputs} if receipt else _of(at.parent, part)
                     known.add(at / name)
         files += [at / name for name in sorted(names)]
     for path in files:
@@ -98,6 +108,11 @@ def _own(found: Inventory, folder: Path) -> None:
     found.foreign += [
         Path(p) for p, folders, names in os.walk(folder) if not folders and not names and p != str(folder)
     ]
+
+
+def _of(folder: Path, part: str) -> set[Path]:
+    """The files of a part whose receipt cannot be read, by their names."""
+    return {p for p in folder.glob(f"{escape(part)}*") if p.name.startswith((f"{part}.", f"{part}_"))}
 
 
 def _one(found: Inventory, path: Path, *, logs: bool = False) -> None:

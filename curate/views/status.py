@@ -45,7 +45,11 @@ def status(pool: Pool) -> dict[str, Any]:
         "scores": _scores(pool),
         "selections": _selections(pool),
         "unreadable": unreadable,
-        "missing": [{"path": str(path), "found": what} for path, what in found.missing()],
+        "missing": [
+            {"path": str(path), "found": what}
+            for path, what in found.damage()
+            if not any(error.startswith(f"{path}: ") for error in unreadable.values())
+        ],
         "foreign": [str(p) for p in found.foreign],
         "unfinished": [str(p) for p in found.unfinished],
         "running": found.running(),
@@ -125,7 +129,10 @@ def _selections(pool: Pool) -> list[dict[str, Any]]:
             latest = None  # it points at one that was deleted
     told = []
     for name in names:
-        chosen = selection.load(pool.layout, name)
+        try:
+            chosen = selection.load(pool.layout, name)
+        except PartError:
+            continue  # its file is told as broken
         told.append({"selection": name, **chosen.counts, "latest": name == latest, "stale": _stale(pool, chosen)})
     return told
 
