@@ -183,7 +183,7 @@ def test_what_a_later_rule_took_is_said(pool: Pool, tmp_path: Path) -> None:
     shown, _ = page(pool, choose(pool, "clipscore:min=0.28", "random:n=1"), tmp_path / "report.html")
     tiles = shown.group("clipscore", "Left, nearest to the threshold")
     assert len(tiles) == 4
-    assert len([t for t in tiles if "dropped later by random : not drawn under seed 0" in t]) == 3
+    assert len([t for t in tiles if "dropped later by random: not drawn under seed 0" in t]) == 3
 
 
 def test_copies_are_shown_beside_the_one_that_stayed(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_missing_and_broken_images_are_grey_tiles_with_the_reason(tmp_path: Path
     pool = make_pool(
         tmp_path / "pool", 3, 3, fails=lambda s, r: "timeout" if r == 2 else None, extra={SIMILARITY: similarity}
     )
-    chosen = choose(pool, "clipscore:min=0.12")
+    chosen = choose(pool, "clipscore:min=0.11")
     pool.shards[0].tar.unlink()
     tar = pool.shards[1].tar.read_bytes()
     index = pq.read_table(pool.shards[1].index).to_pylist()
@@ -271,7 +271,7 @@ def test_missing_and_broken_images_are_grey_tiles_with_the_reason(tmp_path: Path
 
 def test_an_index_or_part_that_cannot_be_read_costs_itself(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool", 2, 3, extra={SIMILARITY: similarity})
-    chosen = choose(pool, "clipscore:min=0.12")
+    chosen = choose(pool, "clipscore:min=0.11")
     pool.shards[0].index.write_bytes(b"no parquet")
     (chosen.folder / "decisions" / "00000001.parquet").unlink()
     shown, made = page(open_pool(pool.layout.root), chosen, tmp_path / "report.html")
@@ -346,7 +346,7 @@ def test_a_large_pool_is_sampled_and_says_so(tmp_path: Path) -> None:
         rows = [{**r, "uid": f"{part:016x}{row:016x}"} for row, r in enumerate(metadata(20))]
         make_metadata(tmp_path / "pool", rows, f"{part:032x}")
     pool = open_pool(tmp_path / "pool")
-    chosen = choose(pool, "clipscore:min=0.12", "dedup")
+    chosen = choose(pool, "clipscore:min=0.11", "dedup")
     shown, made = page(pool, chosen, tmp_path / "report.html", rows=30)
     assert (made.samples, made.charted) == (120, 40)
     assert "Counts are of all 120 samples. Charts and examples are of 40 of them, drawn as 2 whole parts of 6." in (
@@ -509,5 +509,4 @@ def test_the_command(pool: Pool, tmp_path: Path) -> None:
     done = curate("report", "--selection", "first", "--out", "first.html", cwd=tmp_path)
     assert done.stdout.startswith("first.html: selection first, 3 of 40 samples kept, ")
     assert Page(tmp_path / "first.html").text
-    assert curate("report", "--selection", "frist", cwd=tmp_path).stderr.endswith("hint: did you mean 'first'?\n")
     assert selections.names(pool.layout) == ["first", "second"]
