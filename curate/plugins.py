@@ -49,7 +49,7 @@ def installed() -> Mapping[str, EntryPoint]:
 def load(name: str) -> type[Filter]:
     """The filter class of this name, or in this `.py` file. Raises InputError naming the plug-in."""
     if name.endswith(".py"):
-        return _only_filter(load_file(Path(name)), name)
+        return _with_reasons(_only_filter(load_file(Path(name)), name), name)
     points = installed()
     if name not in points:
         raise UnknownName("--rule", "rule", name, points, hint="curate rules lists them")
@@ -57,7 +57,14 @@ def load(name: str) -> type[Filter]:
         found = points[name].load()
     if not (isinstance(found, type) and issubclass(found, (Judge, Sampler))):
         raise InputError(f"rule {name}", f"is neither a judge nor a sampler ({points[name].value})")
-    return found
+    return _with_reasons(found, name)
+
+
+def _with_reasons(cls: type[Filter], name: str) -> type[Filter]:
+    said = getattr(cls, "reasons", None)
+    if not isinstance(said, Mapping) or not all(isinstance(text, str) for text in said.values()):
+        raise InputError(f"rule {name}", "has no `reasons`, a sentence for each reason of a drop")
+    return cls
 
 
 def load_file(path: Path) -> types.ModuleType:
@@ -201,7 +208,7 @@ def _parse(rule: str, setting: Setting, value: Any) -> Any:
         what = f"{setting.name} must be a {setting.kind} (found {value!r})"
         raise InputError(f"rule {rule}", what, hint=f"curate rules {rule}") from None
     if setting.choices and parsed not in setting.choices:
-        raise UnknownName(f"rule {rule}", setting.name, str(parsed), setting.choices)
+        raise UnknownName(f"rule {rule}", setting.name, str(parsed), setting.choices, hint=f"curate rules {rule}")
     return parsed
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from curate import plugins, receipts
 from curate.errors import InputError, UnknownName, no_such
-from curate.filter_api import Facts, Filter, Judge, Sampler, settings_of
+from curate.filter_api import Facts, Filter, Judge, Need, Sampler, settings_of
 
 GROUPS = ("any", "all", "not")
 _DIVIDING = frozenset(",;()")
@@ -65,6 +65,16 @@ class Rule:
         return {reason: _filled(text, self.filter) for reason, text in self.filter.reasons.items()}
 
     @property
+    def needs(self) -> list[Need]:
+        """What its filter reads. Raises InputError, naming it, where that is anything else."""
+        with plugins.blamed(self.name, InputError):
+            found = list(self.filter.needs())
+        for need in found:
+            if not isinstance(need, Need):
+                raise InputError(f"rule {self.name}", f"needs {need!r}, which is no Column, Score, Vectors, ...")
+        return found
+
+    @property
     def rules(self) -> tuple[Rule, ...]:
         """Itself: a rule is a group of one."""
         return (self,)
@@ -72,7 +82,9 @@ class Rule:
     def settle(self, pool: Facts) -> Rule:
         """The rule with what depends on the pool filled in."""
         with plugins.blamed(self.name, InputError):
-            return replace(self, filter=self.filter.settle(pool))
+            settled = replace(self, filter=self.filter.settle(pool))
+            settled.sentences()  # one that cannot be filled in is refused before anything is computed
+        return settled
 
 
 @dataclass(frozen=True)
@@ -186,7 +198,7 @@ def parse_rule(text: str) -> Rule:
         if not equals:
             raise InputError(f"--rule {text}", f"{item!r} is not key=value", hint=f"curate rules {name}")
         if key.strip() in values:
-            raise InputError(f"--rule {text}", f"{key.strip()} is given twice")
+            raise InputError(f"--rule {text}", f"{key.strip()} is given twice", hint="a list is a+b")
         values[key.strip()] = value.strip().strip('"')
     return make_rule(name.strip(), values)
 
@@ -210,10 +222,10 @@ def make_rule(name: str, values: Mapping[str, Any]) -> Rule:
     machine = {k: v for k, v in values.items() if k in MACHINE_SETTINGS and k not in own}
     for key, value in machine.items():
         if value not in MACHINE_SETTINGS[key]:
-            raise UnknownName(f"rule {name}", key, str(value), MACHINE_SETTINGS[key])
+            raise UnknownName(f"rule {name}", key, str(value), MACHINE_SETTINGS[key], hint=f"curate rules {name}")
     built = plugins.build(name, {k: v for k, v in values.items() if k not in machine})
     if machine and isinstance(built, Sampler):
-        raise UnknownName(f"rule {name}", "setting", next(iter(machine)), own)
+        raise UnknownName(f"rule {name}", "setting", next(iter(machine)), own, hint=f"curate rules {name}")
     return Rule(name, built, **machine)
 
 

@@ -16,11 +16,12 @@ from curate.filter_api import Draw, Judge, Sampler
 from curate.plugins import blamed
 from curate.pool import Part
 from curate.recipe import Group, Recipe, Rule, Step
-from curate.stages.samples import Mask, PoolFigures, Samples, SamplesLeft, needs_of
+from curate.stages.samples import Mask, PoolFigures, Samples, SamplesLeft
 
 log = logging.getLogger("curate.filter")
 
 KEEP, DROP, UNJUDGED = 1, 0, -1
+MOST_COPIES = np.iinfo(np.uint16).max
 SAME_UID = "same_uid"
 OUTSIDE = "outside_scale"
 
@@ -117,7 +118,7 @@ def decide(
             notes = _draw(decisions, step, name)
         else:
             notes = _judge(decisions, step, name, ranked)
-        sources = samples.sources([n for rule in step.rules for n in needs_of(rule.filter)])
+        sources = samples.sources([n for rule in step.rules for n in rule.needs])
         decisions.book(name, texts[number] if texts else step.text, sources | notes, before)
     return decisions
 
@@ -166,7 +167,7 @@ def _judge(decisions: Decisions, step: Step, name: str, ranked: Mask) -> dict[st
     for rule in step.rules:
         ready[id(rule)], noted = _make_ready(decisions, rule, ranked)
         notes |= noted if len(step.rules) == 1 else {f"{rule.name} {k}": v for k, v in noted.items()}
-    needs = [n for rule in step.rules for n in needs_of(rule.filter)]
+    needs = [n for rule in step.rules for n in rule.needs]
     number = decisions.rules.number(name)
     for index, part in enumerate(samples.parts):
         span = samples.span(index)
@@ -193,8 +194,11 @@ def _make_ready(decisions: Decisions, rule: Rule, ranked: Mask) -> tuple[_Ready,
     if (rule.of or rule.among) == "pool" and decisions.funnel and decisions.funnel[0]["rule"] == "scale":
         base = decisions.funnel[0]["left"]
     with blamed(rule.name, InputError):
-        figures = PoolFigures(decisions.samples, needs_of(judge), mask, base)
+        figures = PoolFigures(decisions.samples, rule.needs, mask, base)
         ready = _Ready(rule, judge.keep(figures), judge.values())
+    for what, answer in (("keep", ready.keep), ("values", ready.values)):
+        if not isinstance(answer, dict) or not all(isinstance(e, pl.Expr) for e in answer.values()):
+            raise InputError(f"rule {rule.name}", f"{what}() is no dictionary of polars expressions ({answer!r})")
     unknown = set(ready.keep) - set(judge.reasons)
     if not ready.keep or unknown:
         what = f"reasons without a sentence: {', '.join(sorted(unknown))}" if unknown else "it has no condition"
@@ -210,10 +214,10 @@ def _verdicts(decisions: Decisions, step: Step, ready: dict[int, _Ready], part: 
 
 
 def _rule_verdicts(decisions: Decisions, ready: _Ready, part: Part) -> _Verdicts:
-    judge, name = ready.rule.filter, ready.rule.name
+    name = ready.rule.name
     names = list(ready.keep)
     rows = decisions.samples.pool.rows[part.name]
-    frame = decisions.samples.frame(needs_of(judge), part)
+    frame = decisions.samples.frame(ready.rule.needs, part)
     asked = [pl.int_range(pl.len()).alias("_row")]
     asked += [ready.keep[r].cast(pl.Int8).fill_null(UNJUDGED).alias(f"keep {r}") for r in names]
     asked += [ready.values[r].cast(pl.Float32).alias(f"value {r}") for r in names if r in ready.values]
@@ -267,13 +271,13 @@ def _numbers(words: Words, column: pl.Series) -> npt.NDArray[np.int16]:
 
 def _draw(decisions: Decisions, rule: Rule, name: str) -> dict[str, Any]:
     samples, sampler = decisions.samples, cast(Sampler, rule.filter)
-    needs = needs_of(sampler)
+    needs = rule.needs
     left = SamplesLeft(samples, needs, decisions.left)
     if not left.n:
         return {}
     with blamed(rule.name, InputError):
         draw = sampler.draw(left)
-    _check_draw(rule.name, draw, left.n)
+    _check_draw(rule, draw, left.n)
     rows = left.rows
     unjudged = draw.unjudged if draw.unjudged is not None else np.zeros(left.n, dtype=bool)
     dropped = (draw.copies == 0) & ~unjudged
@@ -309,7 +313,10 @@ def _book_reasons(decisions: Decisions, rule: Rule, draw: Draw, rows: npt.NDArra
         decisions.reason[rows[dropped & (draw.reason == place)]] = decisions.reasons.number(names[place])
 
 
-def _check_draw(name: str, draw: Draw, n: int) -> None:
+def _check_draw(rule: Rule, draw: Draw, n: int) -> None:
+    where = f"rule {rule.name}"
+    if not isinstance(draw, Draw):
+        raise InputError(where, f"drew {draw!r}, which is no Draw")
     arrays = {
         "copies": draw.copies,
         "reason": None if isinstance(draw.reason, str) else draw.reason,
@@ -319,7 +326,11 @@ def _check_draw(name: str, draw: Draw, n: int) -> None:
     }
     for what, array in arrays.items():
         if array is not None and len(array) != n:
-            raise InputError(f"rule {name}", f"gave {len(array):,} {what} for {n:,} samples")
+            raise InputError(where, f"gave {len(array):,} {what} for {n:,} samples")
+    if draw.copies.dtype.kind not in "ui" or (n and not 0 <= draw.copies.min() <= draw.copies.max() <= MOST_COPIES):
+        raise InputError(where, f"gave copies that are not whole numbers from 0 to {MOST_COPIES:,}")
+    if draw.of is not None and n and not -1 <= draw.of.min() <= draw.of.max() < n:
+        raise InputError(where, f"speaks of row {draw.of.max():,} of {n:,}")
 
 
 def _parts_with(samples: Samples, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, Part]]:

@@ -37,13 +37,19 @@ Allow = Callable[[Work], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What `curate filter` was asked for."""
+    """What `curate filter` was asked for. Raises InputError for a scale or a name that cannot be."""
 
     recipe: Recipe
     name: str | None = None
     scale: str | None = None
     seed: int = 0
     means: Means = field(default_factory=Means)
+
+    def __post_init__(self) -> None:
+        if self.scale is not None:
+            scales.scale(self.scale)
+        if self.name is not None:
+            selection.check_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def settle(pool: Pool, recipe: Recipe, means: Means) -> tuple[Pool, Recipe]:
     settled = recipe.settle(PoolFacts(pool))
     for step in settled:
         for rule in step.rules:
-            for need in rule.filter.needs():
+            for need in rule.needs:
                 for column in [need, *(need.scorer.needs() if isinstance(need, Score) else [])]:
                     if isinstance(column, Column) and not column.optional and pool.rows:
                         pool.need_column(column.name, f"rule {rule.name}")
@@ -73,7 +79,7 @@ def settle(pool: Pool, recipe: Recipe, means: Means) -> tuple[Pool, Recipe]:
 
 
 def _needs_shards(recipe: Recipe) -> bool:
-    return any(not isinstance(n, Column) for s in recipe for r in s.rules for n in r.filter.needs())
+    return any(not isinstance(n, Column) for s in recipe for r in s.rules for n in r.needs)
 
 
 def dry_run(pool: Pool, recipe: Recipe, means: Means) -> tuple[list[Work], bool]:
@@ -154,7 +160,7 @@ def _inputs(pool: Pool, recipe: Recipe) -> dict[str, str]:
     read = {}
     for step in recipe:
         for rule in step.rules:
-            for folder in samples.folders(list(rule.filter.needs())):
+            for folder in samples.folders(rule.needs):
                 known = {part: r.identity for part, r in receipts.receipts(folder).items()}
                 read[folder.name] = receipts.digest(known)
     return read

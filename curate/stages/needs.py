@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from curate import models, runner
 from curate.errors import InputError
-from curate.filter_api import Batch, Need, Neighbours, Score, Scorer, Similarity, Vectors
+from curate.filter_api import Need, Neighbours, Score, Scorer, Similarity, Vectors
+from curate.plugins import blamed
 from curate.pool import Pool, need_shards, vectors
 from curate.progress import span
 from curate.recipe import Recipe
@@ -62,7 +63,7 @@ def plan(pool: Pool, recipe: Recipe, means: Means) -> Iterator[Work]:
     done: set[str] = set()
     for step in recipe:
         for rule in step.rules:
-            for need in rule.filter.needs():
+            for need in rule.needs:
                 for work in _for_need(pool, rule.name, need, means):
                     if work.command not in done:
                         done.add(work.command)
@@ -142,17 +143,17 @@ def _score(pool: Pool, rule: str, scorer: Scorer, means: Means) -> Iterator[Work
             pixels,
             f"curate score --pool {pool.layout.root} --rule {rule}",
             lambda: score.score(pool, scorer, device=means.device, workers=means.workers),
-            lambda: rows * (_score_seconds(scorer, means) if pixels else 0.0),
+            lambda: rows * (_score_seconds(pool, scorer, means) if pixels else 0.0),
         )
 
 
-def _score_seconds(scorer: Scorer, means: Means) -> float:
-    import numpy as np
-
-    image = scorer.prepare(_picture())
-    compute = scorer.open(means.device)
-    batch = Batch(["0" * 32] * CALIBRATION, {}, {}, np.stack([image] * CALIBRATION))
-    return _timed(lambda: compute(batch)) / CALIBRATION + _DECODE / max(means.workers, 1)
+def _score_seconds(pool: Pool, scorer: Scorer, means: Means) -> float:
+    with blamed(scorer.name, InputError):
+        image = scorer.prepare(_picture())
+        compute = scorer.open(means.device)
+        batch = score.trial(pool, scorer, image, CALIBRATION)
+        seconds = _timed(lambda: compute(batch)) / len(batch) if len(batch) else 0.0
+    return seconds + _DECODE / max(means.workers, 1)
 
 
 def _timed(call: Callable[[], Any]) -> float:

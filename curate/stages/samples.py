@@ -15,7 +15,7 @@ import polars as pl
 
 from curate import uids
 from curate.errors import InputError, PartError
-from curate.filter_api import Column, Filter, Need, Neighbours, Score, Similarity, Vectors, chance
+from curate.filter_api import Column, Need, Neighbours, Score, Similarity, Vectors, chance
 from curate.pool import FAILED, Part, Pool, vectors
 from curate.pool.join import Join, Results
 from curate.pool.names import PUBLISHED
@@ -335,8 +335,3 @@ def _vectors_of(source: vectors.VectorSource, part: str) -> tuple[npt.NDArray[An
     except PartError as error:
         log.error("%s", error)
         return None, np.empty(0, dtype=bool)
-
-
-def needs_of(filter_: Filter) -> list[Need]:
-    """What a filter reads, as a list."""
-    return list(filter_.needs())

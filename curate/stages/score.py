@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -164,6 +164,24 @@ def pending(pool: Pool, scorer: Scorer) -> int:
     return sum(t.samples for t in runner.pending(STAGE, VERSION, tasks(pool, scorer)))
 
 
+def trial(pool: Pool, scorer: Scorer, image: npt.NDArray[Any], rows: int) -> Batch:
+    """Some of the pool's rows as the scorer will get them, but all with one `image`, to measure its speed on.
+
+    Up to `rows`, of the first part that can be read; none where no row has all that it needs.
+    """
+    import numpy as np
+
+    columns = [n for n in scorer.needs() if isinstance(n, Column)]
+    chosen: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+    for part in _parts(pool, _per(pool, scorer)):
+        with suppress(PartError):
+            found = _Rows(pool, part, columns, _sources(pool, scorer))
+            chosen = np.flatnonzero(found.good)[:rows]
+            if len(chosen):
+                return found.batch(chosen, np.stack([image] * len(chosen)))
+    return Batch([], {}, {}, np.empty(0))
+
+
 def score(pool: Pool, scorer: Scorer, *, device: str = "auto", workers: int = 1) -> runner.Summary:
     """Compute the scorer's columns for every sample that lacks them."""
     pixels = over_pixels(scorer)
@@ -250,6 +268,8 @@ def _score_part(
 def _column(scorer: Scorer, name: str, kind: str, answer: Mapping[str, Any], rows: int) -> pl.Series:
     import polars as pl
 
+    if not isinstance(answer, Mapping):
+        raise PartError(f"rule {scorer.name}", f"gave no columns ({answer!r})")
     if name not in answer:
         raise PartError(f"rule {scorer.name}", f"gave no column {name!r} (found: {', '.join(answer) or 'none'})")
     with blame_part(scorer):
@@ -278,6 +298,7 @@ class _Prepare:
 
     def __init__(self, ref: ScorerRef) -> None:
         self.ref, self.scorer = ref, ref.load()
+        self.__qualname__ = f"{type(self.scorer).__qualname__}.prepare"  # for messages
 
     def __call__(self, image: Image) -> npt.NDArray[Any]:
         return self.scorer.prepare(image)
@@ -336,7 +357,7 @@ class _Rows:
         for start in range(0, len(good), rows):
             stop = min(start + rows, len(good))
             chosen = start + np.flatnonzero(good[start:stop])
-            yield stop - start, self._batch(chosen, np.empty(0))
+            yield stop - start, self.batch(chosen, np.empty(0))
 
     def with_images(self, decoders: Decoders, part: Part, scorer: Scorer) -> Iterator[tuple[int, Batch]]:
         """As `batches`, with what `prepare` made of each image; an image that fails gives its row a code."""
@@ -351,10 +372,11 @@ class _Rows:
             span = np.arange(decoded.start, decoded.start + len(decoded.ok))
             codes += list(decoded.codes)
             wanted = good[span[decoded.ok]]
-            yield len(span), self._batch(span[decoded.ok][wanted], decoded.images[wanted])
+            yield len(span), self.batch(span[decoded.ok][wanted], decoded.images[wanted])
         self._fail(pl.Series(codes, dtype=pl.String))
 
-    def _batch(self, chosen: npt.NDArray[np.int64], images: Any) -> Batch:
+    def batch(self, chosen: npt.NDArray[np.int64], images: Any) -> Batch:
+        """The rows `chosen`, with these images."""
         import numpy as np
 
         part = self.frame[chosen] if self.frame.width else self.frame
