@@ -65,7 +65,7 @@ class Lettering(Judge):
     """Keep pictures of which at most `max` is thin strokes."""
 
     reasons: ClassVar[Mapping[str, str]] = {
-        "lettering": "{value:.1%} of the picture is thin strokes, over {max:.1%}",
+        "lettering": "the part of the picture that is thin strokes is {value:.4f}, over {max}",
     }
 
     max: float = setting(0.008, "greatest part of the picture that may be strokes, 0..1")

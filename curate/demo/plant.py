@@ -72,7 +72,7 @@ def plant(folder: Path, count: int = 2000, seed: int = 0, workers: int = 2) -> l
         (folder / name.lstrip("/")).mkdir(parents=True, exist_ok=True)
     chunk = 100
     chunks = [planned[first : first + chunk] for first in range(0, count, chunk)]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max(1, workers), mp_context=multiprocessing.get_context("spawn")) as pool:
         for _ in pool.map(_render, chunks, [folder] * len(chunks)):
             pass
     does = {item.path: behaviour(item.defect) for item in planned}

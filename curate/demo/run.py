@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -20,10 +21,12 @@ from curate.progress import span
 
 RULES = (
     "basic:language_model={language}",
-    "dedup:model=tiny,threshold=0.97",
-    "clipscore:model=tiny,min=0.3",
+    str(Path(__file__).with_name("lettering.py")),
+    "clipscore:model=tiny,min=0.65",
+    "dedup:model=tiny,threshold=0.99",
 )
-"""Rules of the demo. The watermark rule wants LAION's weights, which are not ours to ship."""
+"""Rules of the demo. The watermark rule wants LAION's weights, which are not ours to ship: a rule in a file of its
+own stands for it. The thresholds are those of `tiny`, which knows nothing but scenes and is sure of them."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,14 @@ class Demo:
 def run(folder: Path, count: int, seed: int, workers: int) -> list[Finding]:
     """Render, serve, download, embed, filter, subset and report in `folder`; what was found of what was planted.
 
+    What an earlier demo left in the folder is made anew: its server had other ports, so its list had other URLs.
     Raises InputError for a folder that holds something else, PartError where a command fails.
     """
     demo = Demo(folder)
     if folder.exists() and any(folder.iterdir()) and not demo.truth.exists():
         raise InputError(str(folder), "is not empty and not the demo's", hint="curate demo --out DIR")
+    for earlier in (demo.web, demo.pool, demo.subset):
+        shutil.rmtree(earlier, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     _say(f"render {count:,} candidates with planted defects")
     try:
