@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import signal
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -197,7 +196,6 @@ def serve(pipe: Connection, parent: int, niceness: int) -> None:
     `(number, exception)`.
     """
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     os.nice(niceness)
     worker = _Worker(pipe)
     while True:

@@ -89,7 +89,12 @@ def run(stage: str, version: int, tasks: Sequence[Task], *, workers: int, title:
         todo.append(task)
     _say_changes(stage, changed)
     if todo:
-        _work(summary, stage, version, todo, workers, title or stage)
+        try:
+            _work(summary, stage, version, todo, workers, title or stage)
+        except BaseException:
+            for folder in {t.folder for t in todo}:
+                receipts.sweep(folder)  # what workers that were ended had begun
+            raise
     return summary
 
 

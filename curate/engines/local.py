@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -183,9 +184,15 @@ class _Pool:
 
 
 class _main_module_hidden:  # noqa: N801 - used as a statement
-    """Spawn without running the parent's script again in the child: it has nothing that a call needs."""
+    """Spawn without running the parent's script again in the child: it has nothing that a call needs.
+
+    The child is born deaf to Ctrl-C, which a terminal sends to it too: it would die of it with a traceback while
+    it still imports, and the parent decides what an interrupt means.
+    """
 
     def __enter__(self) -> None:
+        resource_tracker.ensure_running()  # would hear the signal again
+        self.heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self.main = sys.modules["__main__"]
         self.file = getattr(self.main, "__file__", None)
         self.spec = getattr(self.main, "__spec__", None)
@@ -197,6 +204,7 @@ class _main_module_hidden:  # noqa: N801 - used as a statement
         if self.file is not None:
             self.main.__file__ = self.file
         self.main.__spec__ = self.spec
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.heard)
 
 
 # --- the worker's side ------------------------------------------------------------------------------------
@@ -227,7 +235,6 @@ def die_with_parent(parent: int) -> None:
 
 def _serve(pipe: Connection, parent: int, level: int) -> None:
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     root = logging.getLogger()
     root.handlers[:] = [_Forward(pipe)]
     root.setLevel(level)
