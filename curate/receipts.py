@@ -189,6 +189,8 @@ class _Raw(io.RawIOBase):
         self.fd, self.path = fd, path
         self.hash = hashlib.sha256()
         self.size = 0
+        self.dropped = False
+        """Whether nobody wants it any more: then it takes bytes and writes none."""
 
     def writable(self) -> bool:
         return True
@@ -198,6 +200,8 @@ class _Raw(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
+        if self.dropped:
+            return len(view)
         with disk(self.path):
             done = _write(self.fd, view)
         self.hash.update(view[:done])
@@ -296,10 +300,7 @@ class Output:
     def abandon(self) -> None:
         """Remove what was written under temporary names."""
         for writer, raw, _ in self._files.values():
-            writer.drop()  # type: ignore[attr-defined]
-            raw.close()
-            with suppress(OSError):
-                raw.path.unlink()
+            _drop(writer, raw)
         self._files.clear()
 
 
@@ -309,11 +310,6 @@ class _KeptOpen(io.BufferedWriter):
     def close(self) -> None:
         if not self.raw.closed:
             self.flush()
-
-    def drop(self) -> None:
-        """Forget what is buffered, so that finalising the object writes nothing."""
-        with suppress(ValueError):
-            self.detach()
 
 
 def _open_temporary(path: Path, *, wait: bool = False) -> _Raw:
@@ -340,6 +336,16 @@ def _finish(writer: io.BufferedWriter, raw: _Raw) -> None:
         _fsync(raw.fd)
 
 
+def _drop(writer: io.BufferedWriter, raw: _Raw) -> None:
+    """Give up a file that has not its final name yet."""
+    raw.dropped = True
+    with suppress(ValueError):  # from a commit that failed after it closed this one
+        writer.detach()  # would write what is buffered, now or when the object is finalised
+    with suppress(OSError):
+        raw.path.unlink()
+    raw.close()
+
+
 def _forget_receipt(folder: Path, part: str) -> None:
     path = receipt_path(folder, part)
     if path.exists():
@@ -354,10 +360,14 @@ def write_file(path: Path, data: bytes) -> None:
     """
     raw = _open_temporary(path, wait=True)
     writer = _KeptOpen(raw, CHUNK)
-    writer.write(data)
-    _finish(writer, raw)
-    with disk(path):
-        _rename(raw.path, path)
+    try:
+        writer.write(data)
+        _finish(writer, raw)
+        with disk(path):
+            _rename(raw.path, path)
+    except BaseException:
+        _drop(writer, raw)
+        raise
     raw.close()
     _fsync_folder(path.parent)
 

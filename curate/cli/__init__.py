@@ -19,6 +19,8 @@ from curate.errors import CurateError, UnknownName
 
 _GROUPS = ("download", "embed", "score", "filter", "subset", "views", "report", "demo")
 
+_INTERRUPTED = 130
+
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 app = typer.Typer(
@@ -59,6 +61,8 @@ def main() -> NoReturn:
         _log_to_stderr()
         outcome = app(standalone_mode=False)
         code = outcome if isinstance(outcome, int) else 0
+        if code == _INTERRUPTED:  # as typer returns it
+            _interrupted()
     except CurateError as error:
         code = _say(error)
     except KeyboardInterrupt:
@@ -94,7 +98,7 @@ def _usage(error: Exception) -> int:
 
 def _interrupted() -> int:
     sys.stderr.write("\ncurate: interrupted; the same command goes on where this one stopped\n")
-    return 130
+    return _INTERRUPTED
 
 
 class _Plain(logging.Formatter):
