@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,13 +53,20 @@ def open_pool(given: Path | None, work: Path | None = None) -> Pool:
     return opened(pool_path(given), work or (Path(w) if (w := os.environ.get("CURATE_WORK")) else None))
 
 
+class _LogFile(logging.FileHandler):
+    """Made with the first record, folder and all: a command that is refused leaves nothing."""
+
+    def _open(self) -> TextIOWrapper:
+        from curate.receipts import make_folder
+
+        make_folder(Path(self.baseFilename).parent)
+        return super()._open()
+
+
 def keep_log(layout: Layout, command: str) -> None:
     """Have the records of a writing command kept in the pool's `logs/` too, one file a run, with times."""
-    from curate.receipts import make_folder
-
-    make_folder(layout.logs)
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{command}-{os.getpid()}.log"
-    handler = logging.FileHandler(layout.logs / name, encoding="utf-8", delay=True)
+    handler = _LogFile(layout.logs / name, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate import receipts, runner
-from curate.errors import InputError, PartError
+from curate.errors import InputError, PartError, nearest
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.pool.layout import DOWNLOAD_STAGE, Layout, metadata_files
 from curate.pool.names import ALIASES
@@ -108,7 +108,12 @@ def plan(root: Path, source: Path | None, settings: DownloadSettings) -> Plan:
     )
     if settings.verify_column and settings.verify_column not in found.other_columns:
         columns = ", ".join(found.other_columns) or "none besides url and caption"
-        raise InputError("--verify-hash", f"the list has no column {settings.verify_column!r} (found: {columns})")
+        close = nearest(settings.verify_column, found.other_columns)
+        raise InputError(
+            "--verify-hash",
+            f"the list has no column {settings.verify_column!r} (found: {columns})",
+            hint=f"did you mean {close!r}?" if close else "--verify-hash COLUMN HASH",
+        )
     made = Plan(layout, found, settings)
     _check_same(made)
     return made
