@@ -303,7 +303,10 @@ def parse(text: str, where: str) -> Recipe:
     if not isinstance(entries, list) or not entries:
         raise InputError(where, "has no [[rule]]")
     steps = tuple(_step(e, f"{where}, rule {i}") for i, e in enumerate(entries, 1))
-    return checked(Recipe(steps, bool(raw.get("keep_same_uid", False))), where)
+    keep = raw.get("keep_same_uid", False)
+    if not isinstance(keep, bool):
+        raise InputError(where, f"keep_same_uid must be true or false (found {keep!r})")
+    return checked(Recipe(steps, keep), where)
 
 
 def _step(entry: Any, where: str) -> Step:
@@ -311,7 +314,8 @@ def _step(entry: Any, where: str) -> Step:
         raise InputError(where, f"is not a table (found {entry!r})")
     groups = [k for k in GROUPS if k in entry]
     if groups:
-        members = tuple(_step(e, f"{where}, {groups[0]} {i}") for i, e in enumerate(entry[groups[0]], 1))
+        listed = entry[groups[0]] if isinstance(entry[groups[0]], list) else []
+        members = tuple(_step(e, f"{where}, {groups[0]} {i}") for i, e in enumerate(listed, 1))
         if len(entry) > 1 or not members or any(isinstance(r.filter, Sampler) for m in members for r in m.rules):
             raise InputError(where, f"{groups[0]} takes a list of judges and nothing else")
         return Group(groups[0], members)
