@@ -44,5 +44,7 @@ def curate(*args: object) -> Ran:
         except SystemExit as end:
             code = int(end.code or 0)
         finally:
+            for handler in root.handlers:
+                handler.close()
             root.handlers[:], root.level = before
     return Ran(code, out.getvalue(), err.getvalue())

@@ -33,16 +33,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_no_such_pool(here: Path, command: tuple[str, ...]) -> None:
     make_img2dataset(here / "crawl")
     before = contents(here)
-    refused(curate(*command, "--pool", "pol"), "pol: no such pool (found there: crawl, pool)", "did you mean 'pool'?")
+    refused(
+        curate(*command, "--pool", "pol"), "pol: no such pool (found there: crawl, pool)", "did you mean 'pool'?"
+    )
     refused(curate(*command, "--pool", "a/b"), "a/b: no such pool (there is no folder a)", "curate download")
-    refused(curate(*command, "--pool", "pool/sources.json"), "pool/sources.json: is not a folder", "curate download")
+    refused(
+        curate(*command, "--pool", "pool/sources.json"), "pool/sources.json: is not a folder", "curate download"
+    )
     assert contents(here) == before
 
 
 @pytest.mark.parametrize("command", POOL_COMMANDS, ids=lambda c: c[0])
 def test_a_folder_that_is_no_pool(here: Path, command: tuple[str, ...]) -> None:
     (here / "empty").mkdir()
-    refused(curate(*command, "--pool", "empty"), "empty: is not a pool (no shards, no metadata, no tars)", "Parquet")
+    refused(
+        curate(*command, "--pool", "empty"), "empty: is not a pool (no shards, no metadata, no tars)", "Parquet"
+    )
     assert contents(here / "empty") == {}
 
 
@@ -105,8 +111,16 @@ def test_a_folder_that_is_no_pool(here: Path, command: tuple[str, ...]) -> None:
         ("report --selection ../../x", "no selection '../../x' (found: none)", "curate filter makes one"),
         ("filter --rule random:n=2 --name ../x", "--name: a selection cannot be called '../x'", "no /"),
         # lists
-        ("download --source lst.csv --pool new", "no such file or folder (found there: ", "did you mean 'list.csv'?"),
-        ("download --source list.csv --pool new --url-col ulr", "has no column 'ulr' (found: url, text)", "--url-col url"),
+        (
+            "download --source lst.csv --pool new",
+            "no such file or folder (found there: ",
+            "did you mean 'list.csv'?",
+        ),
+        (
+            "download --source list.csv --pool new --url-col ulr",
+            "has no column 'ulr' (found: url, text)",
+            "--url-col url",
+        ),
         (
             "download --source list.csv --pool new --caption-col txt",
             "has no column 'txt' (found: url, text)",
@@ -122,7 +136,11 @@ def test_a_folder_that_is_no_pool(here: Path, command: tuple[str, ...]) -> None:
             "has no column 'sha' (found: none besides url and caption)",
             "--verify-hash",
         ),
-        ("download --source list.csv --pool new --resize-mode keep", "no resize mode 'keep' (found: ", "keep_ratio"),
+        (
+            "download --source list.csv --pool new --resize-mode keep",
+            "no resize mode 'keep' (found: ",
+            "keep_ratio",
+        ),
     ],
 )
 def test_no_such_name(here: Path, command: str, says: str, hint: str) -> None:
