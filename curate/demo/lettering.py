@@ -68,7 +68,7 @@ class Lettering(Judge):
         "lettering": "the part of the picture that is thin strokes is {value:.4f}, over {max}",
     }
 
-    max: float = setting(0.008, "greatest part of the picture that may be strokes, 0..1")
+    max: float = setting(0.011, "greatest part of the picture that may be strokes, 0..1")
 
     def needs(self) -> Sequence[Need]:
         return [Score(StrokeScore())]

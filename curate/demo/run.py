@@ -22,7 +22,7 @@ from curate.progress import span
 RULES = (
     "basic:language_model={language}",
     str(Path(__file__).with_name("lettering.py")),
-    "clipscore:model=tiny,min=0.65",
+    "clipscore:model=tiny,min=0.68",
     "dedup:model=tiny,threshold=0.99",
 )
 """Rules of the demo. The watermark rule wants LAION's weights, which are not ours to ship: a rule in a file of its
@@ -80,15 +80,17 @@ def run(folder: Path, count: int, seed: int, workers: int) -> list[Finding]:
     demo = Demo(folder)
     if folder.exists() and any(folder.iterdir()) and not demo.truth.exists():
         raise InputError(str(folder), "is not empty and not the demo's", hint="curate demo --out DIR")
+    try:
+        planned = plant.plan(count, seed)
+    except ValueError as error:
+        raise InputError("curate demo", str(error), hint="--scenes 2000") from error
     for earlier in (demo.web, demo.pool, demo.subset):
         shutil.rmtree(earlier, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    _say(f"render {count:,} candidates with planted defects")
-    try:
-        planned = plant.plant(demo.web, count, seed, workers)
-    except ValueError as error:
-        raise InputError("curate demo", str(error), hint="--scenes 2000") from error
+    # first of all, since it marks the folder as the demo's if the rendering is interrupted
     plant.write_truth(planned, demo.truth)
+    _say(f"render {count:,} candidates with planted defects")
+    plant.plant(demo.web, count, seed, workers)
     train_language_model(demo.language)
     with serve_apart(demo.web, plant.HOSTS) as bases:
         plant.write_list(planned, bases, demo.list)

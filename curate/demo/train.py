@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m curate.demo.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=TINY_WEIGHTS)
-    parser.add_argument("--scenes", type=int, default=32_000)
+    parser.add_argument("--scenes", type=int, default=40_000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=128)
