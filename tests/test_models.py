@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +101,7 @@ def test_names_and_preprocessing_do_not_import_torch() -> None:
         "models.parse('tiny')\n"
         "sys.exit(' '.join({'torch', 'open_clip', 'huggingface_hub'} & set(sys.modules)) or None)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -326,9 +328,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path, small: str) -> None:
 
 
 def test_random_weights_follow_the_seed(small: str) -> None:
-    first, again, other = (
-        models.load(models.parse(f"{small}/random:{seed}"), device="cpu") for seed in (1, 1, 2)
-    )
+    first, again, other = (models.load(models.parse(f"{small}/random:{seed}"), device="cpu") for seed in (1, 1, 2))
     assert first.sha256 == again.sha256 != other.sha256
 
 
@@ -355,9 +355,7 @@ def test_no_network_names_the_host(small: str, monkeypatch: pytest.MonkeyPatch, 
     assert "--pretrained FILE" in (raised.value.hint or "")
 
 
-def test_the_activation_is_the_one_of_the_tag(
-    small: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_activation_is_the_one_of_the_tag(small: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from open_clip import pretrained
     from open_clip.transformer import QuickGELU
 
@@ -370,6 +368,58 @@ def test_the_activation_is_the_one_of_the_tag(
     for tag, expected in (("quick", True), ("plain", False)):
         network = models.load(models.parse(f"{small}/{tag}"), device="cpu")._network
         assert any(isinstance(part, QuickGELU) for part in network.modules()) is expected
+
+
+HUB_CLIENT = """
+import json, sys
+from open_clip import factory, pretrained
+from curate import models
+factory._MODEL_CONFIGS["Small-16"] = json.loads(sys.argv[1])
+pretrained._PRETRAINED["Small-16"] = {"web": pretrained._pcfg(hf_hub="org/small/")}
+print(models.load(models.parse("Small-16/web"), device="cpu").sha256)
+"""
+
+
+def test_weights_come_from_the_hub_that_is_named_and_then_from_its_cache(tmp_path: Path) -> None:
+    body = write_weights(tmp_path / "w.safetensors").read_bytes()
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(f"{self.command} {self.path}")
+            known = self.path.endswith("/org/small/resolve/main/open_clip_model.safetensors")
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Length", str(len(body) if known else 0))
+            if known:
+                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+                self.send_header("X-Repo-Commit", "0" * 40)
+            self.end_headers()
+            if known and self.command == "GET":
+                self.wfile.write(body)
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    def client(endpoint: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "hub"),
+            "HF_HUB_OFFLINE": "0",
+        }
+        command = [sys.executable, "-c", HUB_CLIENT, json.dumps(CONFIG["model_cfg"])]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        fetched = client(f"http://127.0.0.1:{hub.server_port}")
+        hub.shutdown()
+    assert fetched.stdout.strip() == hashlib.sha256(body).hexdigest(), fetched.stderr
+    assert any(line.startswith("GET /org/small/resolve/") for line in asked)
+    cached = client("http://127.0.0.1:9")
+    assert cached.stdout == fetched.stdout, cached.stderr
 
 
 # words
