@@ -12,7 +12,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,6 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[str, st
         yield [(f"{base}/{number}.jpg", caption) for number, caption in enumerate(captions)]
 
 
-@pytest.fixture
-def workplace(web: list[tuple[str, str]], tmp_path: Path) -> Path:
-    """An empty folder with the list in it."""
-    import polars as pl
-
-    folder = tmp_path / "work"
-    folder.mkdir()
-    pl.DataFrame(web, schema=["url", "caption"], orient="row").write_parquet(folder / "list.parquet")
-    return folder
-
-
 def environment(home: Path) -> dict[str, str]:
     """The environment of a user with nothing set, no cache, and no network but this machine's own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("CURATE_", "XDG_", "HF_"))}
@@ -116,14 +106,38 @@ def run(command: str, folder: Path) -> tuple[int, str]:
 # --- pages as scenarios -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def scenarios(
+    request: pytest.FixtureRequest, web: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[Path, Future[None]]]:
+    """The run of each page that was asked for, longest first, two at a time: a command keeps one core busy."""
+    import polars as pl
+
+    items = [i for i in request.session.items if isinstance(i, pytest.Function) and i.module is request.module]
+    asked = {i.callspec.params["page"] for i in items if hasattr(i, "callspec")}
+    runs = {}
+    with ThreadPoolExecutor(2) as threads:
+        for page in sorted((p for p in PAGES if p in asked), key=lambda p: -p.stat().st_size):
+            folder = tmp_path_factory.mktemp(page.stem) / "work"
+            folder.mkdir()
+            pl.DataFrame(web, schema=["url", "caption"], orient="row").write_parquet(folder / "list.parquet")
+            runs[page] = threads.submit(_run_page, page, folder)
+        yield runs
+        threads.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_page_runs_from_top_to_bottom(page: Path, workplace: Path) -> None:
+def test_page_runs_from_top_to_bottom(page: Path, scenarios: Mapping[Path, Future[None]]) -> None:
+    scenarios[page].result()
+
+
+def _run_page(page: Path, folder: Path) -> None:
     for block in manual.blocks(page):
         if name := block.attribute("title"):
-            (workplace / name).write_text(block.text, encoding="utf-8")
+            (folder / name).write_text(block.text, encoding="utf-8")
         elif block.language in ("console", "text"):
             for command in manual.commands(block):
-                _run_one(page, block, command, workplace)
+                _run_one(page, block, command, folder)
 
 
 def _run_one(page: Path, block: Block, command: Command, folder: Path) -> None:
@@ -274,6 +288,18 @@ def test_pool_page_has_the_columns_of_the_program() -> None:
     page = DOCS / "pool.md"
     for head, columns in (("column", TABLE), ("ledger", LEDGER)):
         assert [row[0].strip("`") for row in manual.table(page, head)] == [name for name, _ in columns]
+
+
+def test_pool_page_has_every_kind_of_pool() -> None:
+    from curate.views.status import KINDS
+
+    assert [row[0] for row in manual.table(DOCS / "pool.md", "kind")] == list(KINDS.values())
+
+
+def test_benchmarks_page_names_measurements_that_there_are() -> None:
+    rows = manual.table(DOCS / "benchmarks.md", "figure")
+    names = {name for row in rows for name in re.findall(r"python -m bench (\w+)", row[3])}
+    assert names == {p.stem for p in (ROOT / "bench").glob("[a-z]*.py")}
 
 
 def test_filters_page_has_a_line_for_every_rule() -> None:
