@@ -179,7 +179,8 @@ class _Later:
 
 
 def _filled(text: str, filter_: Filter) -> str:
-    values = {s.name: _text(getattr(filter_, s.name)) for s in plugins.settings(type(filter_))}
+    held = {s.name: getattr(filter_, s.name) for s in plugins.settings(type(filter_))}
+    values = {name: v if isinstance(v, (int, float, str)) else _text(v) for name, v in held.items()}
     return text.format_map(_Values(values))
 
 

@@ -113,6 +113,5 @@ def _log_to_stderr() -> None:
     level = os.environ.get("CURATE_LOG") or "INFO"
     if level.upper() not in _LEVELS:
         raise UnknownName("$CURATE_LOG", "level", level, _LEVELS)
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    for loud in ("aiohttp", "asyncio", "PIL", "timm", "open_clip", "httpx", "huggingface_hub", "root"):
-        logging.getLogger(loud).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("curate").setLevel(level.upper())

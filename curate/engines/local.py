@@ -97,7 +97,7 @@ class _Pool:
     def _start(self) -> _Worker:
         here, there = self.context.Pipe()
         process = self.context.Process(
-            target=_serve, args=(there, os.getpid(), logging.getLogger().getEffectiveLevel()), daemon=False
+            target=_serve, args=(there, os.getpid(), logging.getLogger("curate").getEffectiveLevel()), daemon=False
         )
         with _main_module_hidden():
             process.start()
@@ -237,7 +237,7 @@ def _serve(pipe: Connection, parent: int, level: int) -> None:
     die_with_parent(parent)
     root = logging.getLogger()
     root.handlers[:] = [_Forward(pipe)]
-    root.setLevel(level)
+    logging.getLogger("curate").setLevel(level)
     while True:
         try:
             work = pipe.recv()
