@@ -8,7 +8,7 @@ from tests.commands.cli import Ran
 
 
 def refused(ran: Ran, says: str, hint: str | None, code: int = 2) -> None:
-    """The command ended with `code`, no result, a message with `says` in it and, unless None, a hint with `hint`."""
+    """It ended with `code`, no result, a message with `says` in it and, unless None, a hint with `hint` in it."""
     lines = ran.err.splitlines()
     errors = [line for line in lines if line.startswith("curate: ")]
     assert (ran.code, ran.out, len(errors)) == (code, "", 1), ran
