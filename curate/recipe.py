@@ -62,7 +62,8 @@ class Rule:
 
     def sentences(self) -> dict[str, str]:
         """Reason to sentence with the settings filled in; `{value}` and `{of}` stay to be filled."""
-        return {reason: _filled(text, self.filter) for reason, text in self.filter.reasons.items()}
+        with plugins.blamed(self.name, InputError):
+            return {reason: _filled(text, self.filter) for reason, text in self.filter.reasons.items()}
 
     @property
     def needs(self) -> list[Need]:
