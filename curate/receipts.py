@@ -446,7 +446,8 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         os.close(fd)  # the holder before us removed the file: lock the new one
     try:
         os.ftruncate(fd, 0)
-        os.write(fd, f"process {os.getpid()} on {socket.gethostname()} ({_command()})".encode())
+        with suppress(OSError):  # who holds it is for people; on a full disk the lock holds all the same
+            os.write(fd, f"process {os.getpid()} on {socket.gethostname()} ({_command()})".encode())
         yield
     finally:
         with suppress(OSError):

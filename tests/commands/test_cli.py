@@ -128,16 +128,7 @@ def test_an_interrupt_from_the_keyboard(tmp_path: Path) -> None:
     """A real SIGINT in the middle of a rule: exit 130, no traceback, no selection, and the next run is whole."""
     make_metadata(tmp_path / "pool", [{"uid": f"{i:032x}", "url": "u", "text": "t"} for i in range(4)])
     (tmp_path / "slow.py").write_text(SLOW)
-    command = [
-        sys.executable,
-        "-m",
-        "curate",
-        "filter",
-        "--pool",
-        tmp_path / "pool",
-        "--rule",
-        tmp_path / "slow.py",
-    ]
+    command = [sys.executable, "-m", "curate", "filter", "--pool", "pool", "--rule", "slow.py"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
         deadline = time.monotonic() + 60
