@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     about = machine()
     show(f"{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB; {about['system']}")
     show(", ".join(f"{name} {version}" for name, version in about["versions"].items()) + "\n")
-    show(f"{'figure':<34}{'median':>12}{'range':>18}{'target':>14}   load  command")
+    show(f"{'figure':<40}{'median':>12}{'range':>18}{'target':>14}   load  command")
     figures: list[dict[str, Any]] = []
     for name in chosen.names or NAMES:
         load = os.getloadavg()[0]
@@ -63,7 +63,7 @@ def line(figure: Figure, load: float) -> str:
         target = f"{'>=' if figure.at_least else '<='} {figure.target:g} {'ok' if figure.met else 'NOT'}"
     value = f"{figure.value:.3g} {figure.unit}"
     note = f" ({figure.note})" if figure.note else ""
-    return f"{figure.name:<34}{value:>12}{spread:>18}{target:>14}   {load:4.1f}  {figure.command}{note}"
+    return f"{figure.name:<40}{value:>12}{spread:>18}{target:>14}   {load:4.1f}  {figure.command}{note}"
 
 
 def machine() -> dict[str, Any]:

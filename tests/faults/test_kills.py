@@ -59,6 +59,8 @@ STAGES: Mapping[str, Stage] = {
         frozenset({"subset.json"}),
     ),
 }
+EMBED = pytest.param("embed", marks=pytest.mark.slow)
+"""Seconds of start-up alone, each time."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def kill_and_run_again(job: Unbroken, folder: Path, fraction: float) -> None:
 # --- Ctrl-C -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["download", "embed"])
+@pytest.mark.parametrize("name", ["download", EMBED])
 def test_interrupted_and_run_again(unbroken: dict[str, Unbroken], tmp_path: Path, name: str) -> None:
     job = unbroken[name]
     folder = job.copy(tmp_path)
@@ -259,7 +261,7 @@ def writers(group: int, folder: Path) -> list[int]:
 # --- two at once ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", ["download", EMBED, "filter", "subset"])
 def test_the_same_command_twice_at_once(unbroken: dict[str, Unbroken], tmp_path: Path, name: str) -> None:
     job = unbroken[name]
     folder = job.copy(tmp_path)
@@ -300,7 +302,7 @@ def blocks(folder: Path) -> int:
     return sum(-(-p.stat().st_size // 4096) * 4096 for p in folder.rglob("*") if p.is_file())
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", ["download", EMBED, "filter", "subset"])
 def test_a_full_disk_stops_the_run(unbroken: dict[str, Unbroken], tmp_path: Path, name: str) -> None:
     job = unbroken[name]
     room = {"download": 400_000, "embed": 30_000, "filter": 12_000, "subset": 200_000}[name]
