@@ -40,7 +40,7 @@ CHUNK = 16
 """Rows that a decode process does at a time: a few MB of pixels, some 50 ms."""
 AHEAD = 3
 """Batches that may be in the making while the caller holds one."""
-YIELDING = 19
+YIELDING = 10
 """The niceness of decode processes that share their cores with a model."""
 
 

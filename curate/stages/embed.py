@@ -77,8 +77,8 @@ def embed(
         _agreed(folder, described),
         Decoders(workers, yielding=model.device.type == "cpu") as decoders,
     ):
-        work = _Work(pool, model, decoders, rows)
-        tasks = [_task(work, shard, folder, settings) for shard in pool.shards]
+        means = Means(pool, model, decoders, rows)
+        tasks = [_task(means, shard, folder, settings) for shard in pool.shards]
         return runner.run(STAGE, VERSION, tasks, workers=0, title=f"embed {spec.name}")
 
 
@@ -147,7 +147,7 @@ def _agreed(folder: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
     Vectors that another one described are taken away, so that none are mixed. Processes with the same settings
     may work side by side; raises Busy where one with others is at work.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    receipts.make_folder(folder)
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if _locked(fd, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -189,7 +189,7 @@ def _describe(folder: Path, wanted: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Means:
     """What the parts of one run share."""
 
     pool: Pool
@@ -198,28 +198,29 @@ class _Work:
     rows: int
 
 
-def _task(work: _Work, shard: Shard, folder: Path, settings: Mapping[str, Any]) -> runner.Task:
-    receipt = work.pool.shard_receipt(shard)
+def _task(means: Means, shard: Shard, folder: Path, settings: Mapping[str, Any]) -> runner.Task:
+    receipt = means.pool.shard_receipt(shard)
     return runner.Task(
         shard.name,
         folder,
         {**settings, "shard": receipt.identity if receipt else None},
-        _embed_shard if receipt else _no_shard,
-        (work, shard),
+        embed_shard if receipt else _no_shard,
+        (means, shard),
         samples=receipt.counts["samples"] if receipt else 0,
     )
 
 
-def _no_shard(output: Output, tick: Tick, work: _Work, shard: Shard) -> Mapping[str, int]:
+def _no_shard(output: Output, tick: Tick, means: Means, shard: Shard) -> Mapping[str, int]:
     raise PartError(str(shard.tar), "has no receipt that says what it holds", hint="curate verify says more")
 
 
-def _embed_shard(output: Output, tick: Tick, work: _Work, shard: Shard) -> Mapping[str, int]:
+def embed_shard(output: Output, tick: Tick, means: Means, shard: Shard) -> Mapping[str, int]:
+    """The files of one shard; its counts."""
     part = Part(shard.name, shard.table, shard=shard)
-    table = work.pool.scan(part, ["uid", "caption", "error_code"], optional=["caption"]).collect()
-    done = _Vectors(output, shard.name, table, work.model.dim)
-    for pixels in work.decoders.batches(shard, work.model.prepare, rows=work.rows):
-        failed = done.add(pixels, work.model)
+    table = means.pool.scan(part, ["uid", "caption", "error_code"], optional=["caption"]).collect()
+    done = _Vectors(output, shard.name, table, means.model.dim)
+    for pixels in means.decoders.batches(shard, means.model.prepare, rows=means.rows):
+        failed = done.add(pixels, means.model)
         tick(len(pixels.ok), failed)
     return done.finish()
 
