@@ -230,8 +230,13 @@ class Pool:
     def _published_vectors(self, model: str) -> bool:
         from curate.pool import npz
 
-        first = next((p for p in self.parts if p.npz), None)
-        return first is not None and first.npz is not None and PUBLISHED[model].image in npz.names(first.npz)
+        for part in self.parts:
+            if part.npz:
+                try:
+                    return PUBLISHED[model].image in npz.names(part.npz)
+                except PartError as error:
+                    log.warning("%s; its vectors are not read", error)
+        return False
 
 
 def open_pool(path: str | Path, work: str | Path | None = None) -> Pool:

@@ -44,7 +44,7 @@ def adopt(pool: Pool, *, workers: int) -> Pool:
         return pool
     summary = runner.run(STAGE, VERSION, tasks, workers=min(workers, len(tasks)))
     for error in summary.failed.values():
-        log.error("%s", error)
+        log.warning("%s; its samples are left out", error)
     for name in summary.failed:
         receipts.remove_part(pool.layout.derived, name)  # it may have been whole once
     return open_pool(pool.layout.root, pool.layout.work)
@@ -56,7 +56,7 @@ def _add(
     try:
         known = [receipts.file_identity(f) if f else None for f in files]
     except PartError as error:
-        log.error("%s", error)
+        log.warning("%s; its samples are left out", error)
         return
     tasks.append(runner.Task(name, pool.layout.derived, {"files": known}, function, args))
 

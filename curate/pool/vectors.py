@@ -113,8 +113,10 @@ def published(pool: Pool, model: str) -> bool:
     from curate.pool import npz
 
     names = PUBLISHED.get(model)
-    return (
-        names is not None
-        and bool(pool.parts)
-        and all(p.npz is not None and {names.image, names.text} <= set(npz.names(p.npz)) for p in pool.parts)
-    )
+    if names is None or not pool.parts:
+        return False
+    wanted = {names.image, names.text}
+    try:
+        return all(p.npz is not None and wanted <= set(npz.names(p.npz)) for p in pool.parts)
+    except PartError:
+        return False  # the pool warns of it

@@ -206,11 +206,16 @@ def _rewritten(run: memoryview, old: str, new: str, path: Path) -> bytes:
     Raises PartError where they are damaged or not those of `old`.
     """
     pieces: list[bytes | memoryview] = []
+    end = 0
     for member in members(run, str(path)):
         key, extension = split_name(member.name)
         if key != old:
             raise PartError(str(path), f"holds {key!r} where its index says {old!r}")
         pieces += (header(f"{new}.{extension}", member.size), run[member.offset : member.end])
+        end = member.end
+    if end != len(run):  # blocks of zeros are where a tar ends, so its reader does not complain
+        what = f"does not hold the whole of {old!r} where its index says"
+        raise PartError(str(path), what, hint="curate verify says which samples are hurt")
     return b"".join(pieces)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from curate import receipts, selection
 from curate.errors import CurateError, InputError, PartError
-from curate.pool import Part, Pool, Shard
+from curate.pool import Part, Pool, Shard, npz
 from curate.pool import foreign as others
 from curate.receipts import Receipt
+from curate.shards import BLOCK
 from curate.views import inventory
 
 KINDS: Mapping[str, str] = {
@@ -61,8 +62,16 @@ def _shards(pool: Pool) -> tuple[Counter[str] | None, dict[str, str]]:
     counts: Counter[str] = Counter({"": 0})
     unreadable = {n: str(e) for n, e in pool.unreadable.items() if pool.joined}
     known = True
+    for part in pool.parts:
+        if part.npz is not None:
+            try:
+                npz.names(part.npz)
+            except PartError as error:
+                unreadable.setdefault(part.name, str(error))
     for shard in pool.shards:
         try:
+            if not shard.ours:
+                _check_blocks(shard.tar)
             codes = _codes(pool, shard)
         except CurateError as error:
             unreadable[shard.name] = str(error)
@@ -73,6 +82,13 @@ def _shards(pool: Pool) -> tuple[Counter[str] | None, dict[str, str]]:
             counts += codes
     counts[""] += 0
     return (counts if known else None), unreadable
+
+
+def _check_blocks(tar: Path) -> None:
+    """Raise PartError for a tar whose size no tar has: most cuts leave one."""
+    size = tar.stat().st_size
+    if size % BLOCK:
+        raise PartError(str(tar), f"is cut short ({size:,} bytes, not whole blocks of {BLOCK})")
 
 
 def _codes(pool: Pool, shard: Shard) -> Counter[str] | None:
