@@ -107,7 +107,7 @@ class Receipt:
         return list(self.damage(folder))
 
 
-_MARKS = {".parquet": b"PAR1", ".npy": b"\x93NUMPY"}
+_MARKS = {".parquet": b"PAR1", ".npy": b"\x93NUMPY", ".json": b"{"}
 """What files begin with: a disk that lost power may leave one of the right size that is all zeros."""
 
 
@@ -383,7 +383,7 @@ def read_json(path: Path, *, hint: str | None = None) -> dict[str, Any]:
     Raises PartError where it cannot be read, InputError where it is of a newer format.
     """
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
