@@ -34,7 +34,7 @@ bench: $(READY) ## measure the figures of docs/benchmarks.md
 	$(BIN)/python -m bench
 
 docs: $(READY) ## run every command that the manual shows
-	$(BIN)/python -m pytest tests/docs
+	$(BIN)/python -m pytest tests/commands/test_docs.py
 
 tiny-clip: $(READY) ## train the model in the package again, in minutes on two cores
 	$(BIN)/python -m curate.demo.train

@@ -140,6 +140,6 @@ def confirm(what: str, *, yes: bool, hint: str) -> None:
     if yes:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise InputError("curate", "this wants a yes, and there is no terminal to ask at", hint=hint)
+        raise InputError("not started", "this wants a yes, and there is no terminal to ask at", hint=hint)
     if not typer.confirm("Go on?", err=True):
-        raise InputError("curate", "not started")
+        raise InputError("not started", "the answer was no", hint=hint)

@@ -150,7 +150,7 @@ def _score(pool: Pool, rule: str, scorer: Scorer, means: Means) -> Iterator[Work
 def _score_seconds(pool: Pool, scorer: Scorer, means: Means) -> float:
     with blamed(scorer.name, InputError):
         image = scorer.prepare(_picture())
-        compute = scorer.open(means.device)
+        compute = scorer.open(score.device_for(scorer, means.device))
         batch = score.trial(pool, scorer, image, CALIBRATION)
         seconds = _timed(lambda: compute(batch)) / len(batch) if len(batch) else 0.0
     return seconds + _DECODE / max(means.workers, 1)

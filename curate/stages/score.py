@@ -17,7 +17,7 @@ from curate import receipts, runner
 from curate.engines import local
 from curate.errors import InputError, PartError
 from curate.filter_api import Batch, Column, Images, Need, Scorer, Vectors, settings_of
-from curate.plugins import ScorerRef, blame_part
+from curate.plugins import ScorerRef, blame_part, source_of
 from curate.pool import FAILED, Part, Pool, need_shards, vectors
 from curate.pool.join import Results
 from curate.pool.layout import Layout
@@ -122,6 +122,7 @@ def tasks(pool: Pool, scorer: Scorer, device: str = "auto", decoders: Decoders |
             "scorer": scorer.name,
             "scorer_version": scorer.version,
             "settings": settings_of(scorer),
+            **source_of(scorer),
             "samples": _identity(pool, part),
             "vectors": {f"{s.model} {s.side}": _vector_identity(s, part.name) for s in sources},
         }
@@ -226,12 +227,23 @@ _opened: dict[tuple[bytes, str], Callable[[Batch], Mapping[str, Any]]] = {}
 """The scorers that this process has opened: weights are loaded once per worker."""
 
 
+def device_for(scorer: Scorer, device: str) -> str:
+    """The device that a scorer is opened on, as torch names it; `auto` is a GPU for pixels alone, which need one."""
+    if device != "auto":
+        return device
+    if not over_pixels(scorer):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _open(ref: ScorerRef, scorer: Scorer, device: str) -> Callable[[Batch], Mapping[str, Any]]:
     key = (ref.pickled, device)
     if key not in _opened:
         _opened.clear()
         with blame_part(scorer):
-            _opened[key] = scorer.open(device)
+            _opened[key] = scorer.open(device_for(scorer, device))
     return _opened[key]
 
 

@@ -60,7 +60,7 @@ def embedded(pool: Pool, model: str, dim: int) -> Pool:
 
 
 def run(pool: Pool, name: str) -> Outcome:
-    return filter_pool(pool, Request(recipe.read(name), means=Means("cpu")), allow=lambda work: None)
+    return filter_pool(pool, Request(recipe.read(name), means=Means()), allow=lambda work: None)
 
 
 def kept(outcome: Outcome, pool: Pool) -> list[int]:
