@@ -162,6 +162,8 @@ def members(data: Any, where: str = "tar", start: int = 0) -> Iterator[Member]:
         position = end
     if position < total:
         raise PartError(where, f"is cut short ({total:,} bytes, not whole blocks)")
+    if first < position:
+        raise PartError(where, f"is cut short ({total:,} bytes, a long name without its member)")
 
 
 def _size(block: bytes, where: str, position: int) -> int:

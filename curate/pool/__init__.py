@@ -115,6 +115,11 @@ class Pool:
                 found |= {name for name, c in known.items() if c} | (there - renamed)
         return frozenset(found)
 
+    def covered_by(self, name: str) -> bool:
+        """Whether every readable part has this column."""
+        there = (column_in(self._file_columns(p), name) for p in self.parts if p.name in self.rows)
+        return all(column is not None for column in there)
+
     def _file_columns(self, part: Part) -> set[str]:
         known = self._footers.get(part.name) if part.shard is None or not self.joined else None
         footer = _footer(part.path) if known is None else known

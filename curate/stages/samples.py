@@ -66,10 +66,13 @@ class PoolFacts:
 def similarity_source(pool: Pool, need: Similarity) -> str | None:
     """Where the similarity of a model comes from: the source asked for, else the first that covers every part.
 
-    None where there is none yet. Raises InputError for a source that this pool has not.
+    None where there is none yet. A column that only some parts have is taken where nothing covers more. Raises
+    InputError for a source that this pool has not.
     """
     there = [s for s in SOURCES if _has_source(pool, need.model, s)]
     if need.source is None:
+        if "column" in there and not pool.covered_by(PUBLISHED[need.model].similarity):
+            there = [*there[1:], "column"]
         return there[0] if there else None
     if need.source in there or need.source == "own":
         return need.source if need.source in there else None
