@@ -15,7 +15,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import MISSING, dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -26,6 +26,8 @@ from curate.errors import CurateError, InputError, PartError, UnknownName, no_su
 from curate.filter_api import File, Filter, Judge, Sampler, Scorer
 
 GROUP = f"{__package__}.filters"
+_FILE = "_curate_rule_"
+"""What the name of a rule file's module begins with; digits of the file's sha256 follow."""
 
 
 # --- finding and loading ----------------------------------------------------------------------------------
@@ -49,7 +51,7 @@ def installed() -> Mapping[str, EntryPoint]:
 def load(name: str) -> type[Filter]:
     """The filter class of this name, or in this `.py` file. Raises InputError naming the plug-in."""
     if name.endswith(".py"):
-        return _with_reasons(_only_filter(load_file(Path(name)), name), name)
+        return _whole(_only_filter(load_file(Path(name)), name), name)
     points = installed()
     if name not in points:
         raise UnknownName("--rule", "rule", name, points, hint="curate rules lists them")
@@ -57,10 +59,12 @@ def load(name: str) -> type[Filter]:
         found = points[name].load()
     if not (isinstance(found, type) and issubclass(found, (Judge, Sampler))):
         raise InputError(f"rule {name}", f"is neither a judge nor a sampler ({points[name].value})")
-    return _with_reasons(found, name)
+    return _whole(found, name)
 
 
-def _with_reasons(cls: type[Filter], name: str) -> type[Filter]:
+def _whole(cls: type[Filter], name: str) -> type[Filter]:
+    if "__dataclass_fields__" not in vars(cls):
+        raise InputError(f"rule {name}", f"{cls.__name__} is not a dataclass")
     said = getattr(cls, "reasons", None)
     if not isinstance(said, Mapping) or not all(isinstance(text, str) for text in said.values()):
         raise InputError(f"rule {name}", "has no `reasons`, a sentence for each reason of a drop")
@@ -76,7 +80,7 @@ def load_file(path: Path) -> types.ModuleType:
             raise InputError(str(path), f"cannot be read ({error.strerror})") from error
         hint = "curate rules lists the rules that need no file"
         raise no_such(path, "rule file", like=lambda p: p.suffix == ".py", hint=hint) from error
-    name = f"_curate_rule_{hashlib.sha256(source).hexdigest()[:12]}"
+    name = f"{_FILE}{hashlib.sha256(source).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -107,12 +111,13 @@ def _only_filter(module: types.ModuleType, path: str) -> type[Filter]:
 
 @contextmanager
 def blamed(name: str, kind: type[CurateError]) -> Iterator[None]:
-    """An exception of a plug-in inside becomes `kind`, naming the plug-in."""
+    """An exception of a plug-in inside becomes `kind`, naming the plug-in; what it prints goes to stderr."""
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except CurateError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise kind(f"rule {name}", f"{type(error).__name__}: {first}".rstrip(": ")) from error
 
@@ -243,6 +248,12 @@ def page(name: str) -> str:
     return inspect.getdoc(load(name)) or ""
 
 
+def source_of(plugin: object) -> dict[str, str]:
+    """What a plug-in of a rule file adds to a fingerprint: the file's digest. Others go by their version."""
+    module = type(plugin).__module__
+    return {"file": module.removeprefix(_FILE)} if module.startswith(_FILE) else {}
+
+
 # --- across processes -------------------------------------------------------------------------------------
 
 
@@ -257,7 +268,7 @@ class ScorerRef:
     def of(cls, scorer: Scorer) -> ScorerRef:
         """The reference to a scorer of an installed or a file's plug-in."""
         module = sys.modules[type(scorer).__module__]
-        file = module.__file__ if module.__name__.startswith("_curate_rule_") else None
+        file = module.__file__ if module.__name__.startswith(_FILE) else None
         return cls(pickle.dumps(scorer), file)
 
     def load(self) -> Scorer:

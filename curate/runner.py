@@ -67,11 +67,20 @@ class Summary:
         )
 
 
-def run(stage: str, version: int, tasks: Sequence[Task], *, workers: int, title: str | None = None) -> Summary:
+def run(
+    stage: str,
+    version: int,
+    tasks: Sequence[Task],
+    *,
+    workers: int,
+    title: str | None = None,
+    keep_outdated: bool = False,
+) -> Summary:
     """Do every task whose receipt does not match yet, and count all.
 
     A failed part is named in `Summary.failed`; a full disk or a bug in our code stops the run. A part that
-    another process is writing is waited for at the end.
+    another process is writing is waited for at the end. What a part that failed now had from other settings or
+    inputs is taken away, so that nobody reads it for what was asked, unless `keep_outdated`.
     """
     summary = Summary(stage, parts=len(tasks))
     for folder in {t.folder for t in tasks}:
@@ -95,7 +104,16 @@ def run(stage: str, version: int, tasks: Sequence[Task], *, workers: int, title:
             for folder in {t.folder for t in todo}:
                 receipts.sweep(folder)  # what workers that were ended had begun
             raise
+    if not keep_outdated:
+        _take_away_outdated(summary, [task for _, task in changed])
     return summary
+
+
+def _take_away_outdated(summary: Summary, changed: Sequence[Task]) -> None:
+    for task in changed:
+        receipt = receipts.read_receipt(task.folder, task.part) if task.part in summary.failed else None
+        if receipt and receipt.fingerprint != receipts.digest(task.what):
+            receipts.remove_part(task.folder, task.part)
 
 
 def pending(stage: str, version: int, tasks: Sequence[Task]) -> list[Task]:

@@ -45,8 +45,6 @@ def adopt(pool: Pool, *, workers: int) -> Pool:
     summary = runner.run(STAGE, VERSION, tasks, workers=min(workers, len(tasks)))
     for error in summary.failed.values():
         log.warning("%s; its samples are left out", error)
-    for name in summary.failed:
-        receipts.remove_part(pool.layout.derived, name)  # it may have been whole once
     return open_pool(pool.layout.root, pool.layout.work)
 
 

@@ -141,7 +141,7 @@ def download(made: Plan, *, workers: int, connections: int = CONNECTIONS) -> run
         verify_column=settings.verify_column,
     )
     tasks = [_task(made, number, job) for number in range(made.shards)]
-    summary = runner.run(DOWNLOAD_STAGE, VERSION, tasks, workers=workers)
+    summary = runner.run(DOWNLOAD_STAGE, VERSION, tasks, workers=workers, keep_outdated=True)
     _say_if_hopeless(summary)
     return summary
 
