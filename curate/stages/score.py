@@ -405,5 +405,5 @@ class _Rows:
         import polars as pl
 
         good = self.good
-        place = pl.Series(np.cumsum(good) - 1, dtype=pl.UInt32)
+        place = pl.Series(np.maximum(np.cumsum(good) - 1, 0), dtype=pl.UInt32)
         return pl.select(pl.when(pl.Series(good)).then(place)).to_series()
