@@ -436,7 +436,7 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            holder = os.read(fd, 400).decode("utf-8", "replace") or "another process"
+            holder = _holder(fd)
             os.close(fd)
             raise Busy(
                 str(path.with_suffix("")), f"is being written by {holder}", hint="wait for it to end"
@@ -453,6 +453,15 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         with suppress(OSError):
             path.unlink()
         os.close(fd)
+
+
+def _holder(fd: int) -> str:
+    """What the holder of a lock wrote into it; it may have had it for no more than an instant."""
+    for _ in range(20):
+        if text := os.pread(fd, 400, 0):
+            return text.decode("utf-8", "replace")
+        time.sleep(0.01)
+    return "another process"
 
 
 def _same_file(fd: int, path: Path) -> bool:
