@@ -161,7 +161,8 @@ def fetched(urls: list[str], *options: str) -> list[dict[str, Any]]:
         rows.writerows([url, f"caption {n}"] for n, url in enumerate(urls))
     ran = curate("download", "--source", "list.csv", *options, *HERE)
     assert ran.code == 0, ran
-    return pq.read_table("pool/shards/00000000.parquet").to_pylist()
+    found: list[dict[str, Any]] = pq.read_table("pool/shards/00000000.parquet").to_pylist()
+    return found
 
 
 @pytest.mark.parametrize(
