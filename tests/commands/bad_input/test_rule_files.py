@@ -89,7 +89,9 @@ def filtered(text: str, *words: str) -> Ran:
         ("caption", "exit(0)", "SystemExit: 0", None),
     ],
 )
-def test_a_judge_that_is_wrong_costs_nothing(here: Path, column: str, keep: str, says: str, hint: str | None) -> None:
+def test_a_judge_that_is_wrong_costs_nothing(
+    here: Path, column: str, keep: str, says: str, hint: str | None
+) -> None:
     before = contents(here / "pool")
     refused(filtered(JUDGE.format(column=column, keep=keep)), f"rule mine.py: {says}", hint)
     left = contents(here / "pool")
