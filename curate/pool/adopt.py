@@ -99,6 +99,6 @@ def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path, columns=columns)
+        return pq.ParquetFile(path).read(columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise PartError(str(path), f"is not a readable Parquet file ({error})") from error

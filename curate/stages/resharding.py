@@ -56,7 +56,7 @@ def _rows(source: Source) -> pa.Table:
 
     path = source.shard.table
     try:
-        return pq.read_table(path, use_threads=False).take(source.rows)
+        return pq.ParquetFile(path).read(use_threads=False).take(source.rows)
     except (pa.ArrowException, OSError) as error:
         raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
 
@@ -69,7 +69,7 @@ def _runs(source: Source, table: pa.Table) -> tuple[list[str], list[int], list[i
 
     path = source.shard.index
     try:
-        index = pq.read_table(path, use_threads=False)
+        index = pq.ParquetFile(path).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
     keys = table["key"].cast(pa.string())
