@@ -97,3 +97,22 @@ def sort_order(pairs: npt.NDArray[np.void]) -> npt.NDArray[np.intp]:
         runs = order[rows]
         order[rows] = runs[np.lexsort((runs, pairs["f1"][runs], pairs["f0"][runs]))]
     return order
+
+
+def find(ordered: npt.NDArray[np.void], wanted: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+    """The first position of each wanted pair in a sorted list of pairs, -1 where it is not in it."""
+    import numpy as np
+
+    found = np.full(len(wanted), -1, dtype=np.int64)
+    at = np.searchsorted(ordered["f0"], wanted["f0"], side="left")
+    left = np.arange(len(wanted))
+    while True:  # walk over the few that share their high half
+        inside = at < len(ordered)
+        left, at = left[inside], at[inside]
+        same = ordered["f0"][at] == wanted["f0"][left]
+        hit = same & (ordered["f1"][at] == wanted["f1"][left])
+        found[left[hit]] = at[hit]
+        on = same & ~hit
+        if not on.any():
+            return found
+        left, at = left[on], at[on] + 1

@@ -75,17 +75,8 @@ class Join:
         """
         ordered, order = self._sorted
         wanted = self.pool.uids(part)
-        high = np.searchsorted(ordered["f0"], wanted["f0"], side="left")
-        found = np.full(len(wanted), -1, dtype=np.int64)
-        open_ = np.flatnonzero(high < len(ordered))
-        at = high[open_]
-        while len(open_):  # walk over the few that share their high half
-            same_high = ordered["f0"][at] == wanted["f0"][open_]
-            hit = same_high & (ordered["f1"][at] == wanted["f1"][open_])
-            found[open_[hit]] = order[at[hit]]
-            on = same_high & ~hit & (at + 1 < len(ordered))
-            open_, at = open_[on], at[on] + 1
-        return found
+        at = uids.find(ordered, wanted)
+        return np.where(at >= 0, order[np.maximum(at, 0)], -1) if len(order) else at
 
     def columns(self, results: Results, part: Part, names: Sequence[str]) -> pl.DataFrame:
         """The named columns of `results` and `error_code` for each sample of `part`, in its order.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from curate import uids
 from curate.errors import PartError
 from curate.pool import Part, Pool, Shard
 
@@ -96,23 +97,6 @@ def distinct(ordered: Pairs) -> tuple[Pairs, Rows]:
     return ordered[starts], np.diff(np.append(starts, len(ordered))).astype(np.int32)
 
 
-def find(ordered: Pairs, wanted: Pairs) -> npt.NDArray[np.int64]:
-    """The position of each wanted pair in a sorted list of distinct pairs, -1 where it is not in it."""
-    found = np.full(len(wanted), -1, dtype=np.int64)
-    at = np.searchsorted(ordered["f0"], wanted["f0"], side="left")
-    left = np.arange(len(wanted))
-    while True:  # walk over the few that share their high half
-        inside = at < len(ordered)
-        left, at = left[inside], at[inside]
-        same = ordered["f0"][at] == wanted["f0"][left]
-        hit = same & (ordered["f1"][at] == wanted["f1"][left])
-        found[left[hit]] = at[hit]
-        on = same & ~hit
-        if not on.any():
-            return found
-        left, at = left[on], at[on] + 1
-
-
 def make_plan(pool: Pool, wanted: Pairs, copies: Rows) -> Plan:
     """Where the images of `wanted` (sorted, distinct) lie. Of several rows with one uid the first stored counts.
 
@@ -163,7 +147,7 @@ def make_plan(pool: Pool, wanted: Pairs, copies: Rows) -> Plan:
 def _wanted_rows(pool: Pool, shard: Shard, wanted: Pairs) -> tuple[npt.NDArray[np.int64], Rows, list[str | None]]:
     """Of the shard's rows that are wanted: place in `wanted`, row, error code or None."""
     part = Part(shard.name, shard.table, shard=shard)
-    found = find(wanted, pool.uids(part))
+    found = uids.find(wanted, pool.uids(part))
     rows = np.flatnonzero(found >= 0).astype(np.int32)
     return found[rows], rows, pool.failed(part).gather(rows).to_list() if len(rows) else []
 

@@ -24,7 +24,7 @@ from curate.scales import SCALES, scale
 from curate.shards import TarWriter
 from curate.stages import placing, resharding
 from curate.stages.subset import Result, subset
-from curate.uids import to_hex, to_pairs
+from curate.uids import find, to_hex, to_pairs
 from tests.pools import (
     caption_of,
     make_img2dataset,
@@ -510,6 +510,6 @@ def test_find_and_distinct() -> None:
     ordered, copies = placing.distinct(to_pairs(pa.array(listed)))
     assert copies.tolist() == [1, 2, 1, 1]
     wanted = [f"{h:016x}{low:016x}" for h, low in ((0, 5), (0, 2), (7, 0), (7, 1), (9, 9), (0, 1))]
-    assert placing.find(ordered, to_pairs(pa.array(wanted))).tolist() == [2, -1, 3, -1, -1, 0]
-    assert placing.find(ordered[:0], ordered).tolist() == [-1] * 4
+    assert find(ordered, to_pairs(pa.array(wanted))).tolist() == [2, -1, 3, -1, -1, 0]
+    assert find(ordered[:0], ordered).tolist() == [-1] * 4
     assert [len(a) for a in placing.distinct(ordered[:0])] == [0, 0]
