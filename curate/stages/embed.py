@@ -66,7 +66,7 @@ def embed(
     standing = _standing(folder)
     if standing.get("device") == _kind(device):
         batch = batch or standing.get("batch")
-        precision = standing["precision"] if precision == "auto" else precision
+        precision = standing.get("precision", precision) if precision == "auto" else precision
     model = load(spec, device, precision)
     rows = batch or ROWS.get(model.device.type, ROWS["cpu"])
     settings = _plain({**model.describe(), "device": model.device.type, "batch": rows})
