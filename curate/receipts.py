@@ -228,7 +228,7 @@ def disk(path: Path) -> Iterator[None]:
             raise InputError(
                 str(path),
                 f"cannot be written ({error.strerror})",
-                hint="a folder that can be written to; for a pool that is read-only, --work DIR",
+                hint="name a folder that can be written to; for a pool that is read-only, --work DIR",
             ) from error
         raise
 
@@ -317,7 +317,7 @@ def _open_temporary(path: Path, *, wait: bool = False) -> _Raw:
     make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
     while True:
-        with disk(temporary):
+        with disk(path):
             fd = _create(temporary)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -476,23 +476,6 @@ def _same_file(fd: int, path: Path) -> bool:
 def _command() -> str:
     words = [Path(sys.argv[0]).name, *sys.argv[1:3]] if sys.argv and sys.argv[0] else ["python"]
     return " ".join(words)
-
-
-# --- identity of files that have no receipt ---------------------------------------------------------------
-
-
-def file_identity(path: Path, *, ends: int = 1 << 16) -> dict[str, Any]:
-    """Size and a hash of the first and last 64 KiB: what a foreign file is known by."""
-    try:
-        with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            hashed = hashlib.sha256(stream.read(ends))
-            if size > ends:
-                stream.seek(max(ends, size - ends))
-                hashed.update(stream.read(ends))
-    except OSError as error:
-        raise PartError(str(path), f"cannot be read ({error.strerror or error})") from error
-    return {"bytes": size, "ends": hashed.hexdigest()}
 
 
 def file_sha256(path: Path) -> str:

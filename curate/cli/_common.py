@@ -43,14 +43,16 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Start long work wi
 
 def pool_path(given: Path | None) -> Path:
     """The pool's folder: the flag, else `$CURATE_POOL`, else ./pool."""
-    return given or Path(os.environ.get("CURATE_POOL") or "pool")
+    return (given or Path(os.environ.get("CURATE_POOL") or "pool")).expanduser()
 
 
 def open_pool(given: Path | None, work: Path | None = None) -> Pool:
     """The pool that a command works on."""
     from curate.pool import open_pool as opened
 
-    return opened(pool_path(given), work or (Path(w) if (w := os.environ.get("CURATE_WORK")) else None))
+    set_ = os.environ.get("CURATE_WORK")
+    there = work or (Path(set_) if set_ else None)
+    return opened(pool_path(given), there.expanduser() if there else None)
 
 
 class _LogFile(logging.FileHandler):

@@ -149,7 +149,7 @@ def download(
         raise InputError("curate download", "--source and --scale are two sources", hint="leave one of them out")
     if source is None and not stage.has_source(root):
         _fetch_datacomp(scale or "small", root, common.workers(workers), yes=yes)
-    made = stage.plan(root, source, settings)
+    made = stage.plan(root, source.expanduser() if source else None, settings)
     common.keep_log(made.layout, "download")
     summary = stage.download(made, workers=common.workers(workers), connections=concurrency)
     _show(made, summary, as_json)

@@ -46,7 +46,7 @@ def report(
 
     opened = common.open_pool(pool, work)
     chosen = selections.load(opened.layout, selection)
-    made = view.report(opened, chosen, out, allow_stale=allow_stale, pictures=pictures, seed=seed)
+    made = view.report(opened, chosen, out.expanduser(), allow_stale=allow_stale, pictures=pictures, seed=seed)
     for note in made.notes[:NOTES]:
         sys.stderr.write(f"curate report: {note}\n")
     if len(made.notes) > NOTES:

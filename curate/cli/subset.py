@@ -67,7 +67,7 @@ def subset(
         opened,
         chosen,
         chosen_scale,
-        out,
+        out.expanduser(),
         seed=int(chosen.raw.get("seed", 0)) if seed is None else seed,
         samples_per_shard=samples_per_shard,
         workers=common.workers(workers),
