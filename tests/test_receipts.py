@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from curate import receipts
-from curate.errors import Busy, InputError, PartError, StopError
+from curate.errors import Busy, InputError, StopError
 from curate.receipts import Output, Receipt, digest, lock, read_receipt, receipt_path
 
 
@@ -181,7 +181,7 @@ def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         output.write("a.bin", b"x" * (2 << 20))
         output.commit({"samples": 0})
 
-    with pytest.raises(StopError, match=r"a\.bin\.tmp: (no space left|the disk quota)") as error:
+    with pytest.raises(StopError, match=r"a\.bin(\.tmp)?: (no space left|the disk quota)") as error:
         make()
     output.abandon()
     assert error.value.exit_code == 1
@@ -297,17 +297,3 @@ def test_sweep_takes_what_dead_processes_left(tmp_path: Path) -> None:
     assert receipts.sweep(tmp_path) == 3
     assert names(tmp_path) == ["_receipts/p.json", "p.log", "p.txt"]
     assert receipts.sweep(tmp_path / "nowhere") == 0
-
-
-# --- foreign files ----------------------------------------------------------------------------------------
-
-
-def test_a_foreign_file_is_known_by_its_ends(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    path.write_bytes(bytes(range(100)))
-    known = receipts.file_identity(path, ends=10)
-    assert known == {"bytes": 100, "ends": hashlib.sha256(bytes([*range(10), *range(90, 100)])).hexdigest()}
-    path.write_bytes(bytes(range(12)))
-    assert receipts.file_identity(path, ends=10)["ends"] == hashlib.sha256(bytes(range(12))).hexdigest()
-    with pytest.raises(PartError, match="nowhere: cannot be read"):
-        receipts.file_identity(tmp_path / "nowhere")

@@ -195,7 +195,7 @@ class Pool:
     def _identity(self, part: Part) -> str:
         if part.shard is not None and (receipt := self.shard_receipt(part.shard)):
             return receipt.identity
-        return receipts.digest(receipts.file_identity(part.path))
+        return receipts.digest(layouts.file_identity(part.path))
 
     def identity(self) -> str:
         """What the whole pool is known by: changes when a part is added, taken away or changed."""

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curate import receipts, runner, shards
+from curate import runner, shards
 from curate.errors import PartError
 from curate.pool import Part, Pool, Shard, foreign, open_pool
+from curate.pool.layout import file_identity
 from curate.pool.names import column_in
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _add(
     tasks: list[runner.Task], name: str, pool: Pool, files: list[Path | None], function: Any, args: tuple[Any, ...]
 ) -> None:
     try:
-        known = [receipts.file_identity(f) if f else None for f in files]
+        known = [file_identity(f) if f else None for f in files]
     except PartError as error:
         log.warning("%s; its samples are left out", error)
         return

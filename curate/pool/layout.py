@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from curate.errors import InputError, no_such
+from curate.errors import InputError, PartError, no_such
 from curate.receipts import RECEIPTS
 
 DOWNLOAD_STAGE = "download"
@@ -146,3 +149,17 @@ def kind(layout: Layout) -> str:
         "is not a pool (no shards, no metadata, no tars)",
         hint="a pool is made by curate download, img2dataset or DataComp's scripts, or is a folder of Parquet",
     )
+
+
+def file_identity(path: Path, *, ends: int = 1 << 16) -> dict[str, Any]:
+    """Size and a hash of the first and last 64 KiB: what a foreign file is known by."""
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            hashed = hashlib.sha256(stream.read(ends))
+            if size > ends:
+                stream.seek(max(ends, size - ends))
+                hashed.update(stream.read(ends))
+    except OSError as error:
+        raise PartError(str(path), f"cannot be read ({error.strerror or error})") from error
+    return {"bytes": size, "ends": hashed.hexdigest()}

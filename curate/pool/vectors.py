@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from curate import receipts
 from curate.errors import PartError
 from curate.pool import Pool
+from curate.pool.layout import file_identity
 from curate.pool.names import PUBLISHED
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class VectorSource:
     def identity(self, part: str) -> str:
         """What the vectors of a part are known by."""
         if self.kind == "published":
-            return receipts.digest(receipts.file_identity(self._path(part)))
+            return receipts.digest(file_identity(self._path(part)))
         receipt = receipts.read_receipt(self.folder, part)
         if receipt is None:
             raise PartError(f"{self.folder}/{part}", "has no receipt", hint=self._remedy())

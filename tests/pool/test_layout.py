@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from curate.errors import InputError
+from curate.errors import InputError, PartError
 from curate.pool import layout, open_pool
 from curate.shards import TarWriter
 from tests.pools import make_img2dataset, make_metadata, make_pool
@@ -94,3 +95,14 @@ def test_all_that_is_written_goes_to_work(tmp_path: Path) -> None:
         assert path.is_relative_to(tmp_path / "work")
     assert found.shards == tmp_path / "pool" / "shards"
     assert found.selection("mine") == tmp_path / "work" / "selections" / "mine"
+
+
+def test_a_foreign_file_is_known_by_its_ends(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(bytes(range(100)))
+    known = layout.file_identity(path, ends=10)
+    assert known == {"bytes": 100, "ends": hashlib.sha256(bytes([*range(10), *range(90, 100)])).hexdigest()}
+    path.write_bytes(bytes(range(12)))
+    assert layout.file_identity(path, ends=10)["ends"] == hashlib.sha256(bytes(range(12))).hexdigest()
+    with pytest.raises(PartError, match="nowhere: cannot be read"):
+        layout.file_identity(tmp_path / "nowhere")
