@@ -8,29 +8,25 @@ writes it, so that the sweep of another command leaves it alone.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
 import socket
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from curate.errors import Busy, InputError, PartError, StopError
+from curate.disk import disk, make_folder, same_file
+from curate.errors import Busy, InputError, PartError
 
 FORMAT = 1
 RECEIPTS = "_receipts"
 CHUNK = 1 << 20
-
-_FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST}
 
 
 # --- the five calls that change the disk (a test stops the process at each of them) -----------------------
@@ -214,34 +210,6 @@ class _Raw(io.RawIOBase):
             os.close(self.fd)
 
 
-@contextmanager
-def disk(path: Path) -> Iterator[None]:
-    """A full disk inside becomes a StopError that names the file, a place that refuses writing an InputError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StopError(
-                str(path), _FULL[error.errno], hint="make room and run the same command again"
-            ) from error
-        if error.errno in _REFUSED:
-            raise InputError(
-                str(path),
-                f"cannot be written ({error.strerror})",
-                hint="name a folder that can be written to; for a pool that is read-only, --work DIR",
-            ) from error
-        raise
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it. Raises InputError or StopError where the disk refuses."""
-    with disk(path):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError as error:  # a file system that has no folders to make, such as /proc
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from error
-
-
 class Output:
     """The files of one part in the making. `open` them in any order, then `commit` once."""
 
@@ -324,7 +292,7 @@ def _open_temporary(path: Path, *, wait: bool = False) -> _Raw:
         except OSError as error:
             os.close(fd)
             raise Busy(str(path), "is being written by another process") from error
-        if _same_file(fd, temporary):
+        if same_file(fd, temporary):
             os.ftruncate(fd, 0)
             return _Raw(fd, temporary)
         os.close(fd)  # renamed or swept since it was opened: make another
@@ -414,68 +382,10 @@ def sweep(folder: Path) -> int:
         for path in [*place.glob("*.tmp"), *place.glob("*.lock")]:
             with suppress(OSError), path.open("rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _same_file(stream.fileno(), path):
+                if same_file(stream.fileno(), path):
                     path.unlink()
                     swept += 1
     return swept
-
-
-# --- locks ------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the system's lock on `path` (made, and removed at the end), which dies with the process.
-
-    Raises Busy naming the holder where another process has it and `wait` is false.
-    """
-    make_folder(path.parent)
-    while True:
-        with disk(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            holder = _holder(fd)
-            os.close(fd)
-            raise Busy(
-                str(path.with_suffix("")), f"is being written by {holder}", hint="wait for it to end"
-            ) from None
-        if _same_file(fd, path):
-            break
-        os.close(fd)  # the holder before us removed the file: lock the new one
-    try:
-        os.ftruncate(fd, 0)
-        with suppress(OSError):  # who holds it is for people; on a full disk the lock holds all the same
-            os.write(fd, f"process {os.getpid()} on {socket.gethostname()} ({_command()})".encode())
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        os.close(fd)
-
-
-def _holder(fd: int) -> str:
-    """What the holder of a lock wrote into it; it may have had it for no more than an instant."""
-    for _ in range(20):
-        if text := os.pread(fd, 400, 0):
-            return text.decode("utf-8", "replace")
-        time.sleep(0.01)
-    return "another process"
-
-
-def _same_file(fd: int, path: Path) -> bool:
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    here = os.fstat(fd)
-    return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)
-
-
-def _command() -> str:
-    words = [Path(sys.argv[0]).name, *sys.argv[1:3]] if sys.argv and sys.argv[0] else ["python"]
-    return " ".join(words)
 
 
 def file_sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from curate import receipts
+from curate import disk, receipts
 from curate.engines import local
 from curate.errors import Busy, CurateError, PartError, StopError
 from curate.progress import progress
@@ -169,7 +169,7 @@ def _account(summary: Summary, task: Task, receipt: Receipt) -> None:
 
 def execute(tick: local.Tick, stage: str, version: int, task: Task, wait: bool) -> Receipt:
     """One task in the process that does it: lock, work, check the sums, commit."""
-    with receipts.lock(receipts.receipt_path(task.folder, task.part).with_suffix(".lock"), wait=wait):
+    with disk.lock(receipts.receipt_path(task.folder, task.part).with_suffix(".lock"), wait=wait):
         receipt = receipts.read_receipt(task.folder, task.part)
         if receipt and _matches(receipt, stage, version, task):
             return receipt  # another process was faster

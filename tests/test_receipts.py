@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from curate import receipts
+from curate.disk import lock
 from curate.errors import Busy, InputError, StopError
-from curate.receipts import Output, Receipt, digest, lock, read_receipt, receipt_path
+from curate.receipts import Output, Receipt, digest, read_receipt, receipt_path
 
 
 def made(folder: Path, part: str = "p", text: bytes = b"words", **what: Any) -> Receipt:

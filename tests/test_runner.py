@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from curate import receipts, runner
+from curate.disk import lock
 from curate.engines.local import Tick
 from curate.errors import InputError, PartError, StopError
-from curate.receipts import Output, lock, read_receipt, receipt_path
+from curate.receipts import Output, read_receipt, receipt_path
 from curate.runner import Summary, Task
 
 VERSION = 1

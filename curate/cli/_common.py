@@ -59,7 +59,7 @@ class _LogFile(logging.FileHandler):
     """Made with the first record, folder and all: a command that is refused leaves nothing."""
 
     def _open(self) -> TextIOWrapper:
-        from curate.receipts import make_folder
+        from curate.disk import make_folder
 
         make_folder(Path(self.baseFilename).parent)
         return super()._open()

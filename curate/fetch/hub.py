@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from curate.disk import disk, lock
 from curate.errors import StopError, UnknownName
-from curate.receipts import disk, lock
 
 log = logging.getLogger("curate.fetch")
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curate import receipts, runner
+from curate import disk, receipts, runner
 from curate.errors import InputError, PartError, nearest
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.pool.layout import DOWNLOAD_STAGE, Layout, metadata_files
@@ -127,8 +127,8 @@ def download(made: Plan, *, workers: int, connections: int = CONNECTIONS) -> run
     from curate.fetch.crawl import default_threads
 
     layout, settings = made.layout, made.settings
-    receipts.make_folder(layout.root)
-    with receipts.lock(layout.sources.with_suffix(".lock"), wait=True):
+    disk.make_folder(layout.root)
+    with disk.lock(layout.sources.with_suffix(".lock"), wait=True):
         if _check_same(made) is None:
             receipts.write_json(layout.sources, {"format": receipts.FORMAT, "sources": [made.entry()]})
     processes = min(workers, made.shards) or 1

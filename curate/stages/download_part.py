@@ -19,9 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from curate.disk import disk, make_folder
 from curate.errors import ERROR_CODES, PartError
 from curate.fetch.settings import FetchLimits, ImageSettings
-from curate.receipts import disk, make_folder
 from curate.shards import TarWriter, write_table
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from curate import receipts, runner
+from curate import disk, receipts, runner
 from curate.errors import Busy, PartError
 from curate.pixels import Decoders, PixelBatch
 from curate.pool import Part, Pool, Shard, need_shards
@@ -147,7 +147,7 @@ def _agreed(folder: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
     Vectors that another one described are taken away, so that none are mixed. Processes with the same settings
     may work side by side; raises Busy where one with others is at work.
     """
-    receipts.make_folder(folder)
+    disk.make_folder(folder)
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if _locked(fd, fcntl.LOCK_EX | fcntl.LOCK_NB):

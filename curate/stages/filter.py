@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from curate import __version__, receipts, runner, scales, selection
+from curate import __version__, disk, receipts, runner, scales, selection
 from curate.engines import local
 from curate.errors import InputError
 from curate.filter_api import Column, Score
@@ -126,7 +126,7 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
     name = request.name or recipe.default_name
     what = _fingerprint(pool, recipe, request)
     folder = pool.layout.selection(name)
-    with receipts.lock(folder / "selection.lock"):
+    with disk.lock(folder / "selection.lock"):
         if _stands(pool, folder, what):
             selection.point_at(pool.layout, name)
             return Outcome(selection.load(pool.layout, name), failed, True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from curate import receipts, runner, scales
+from curate import disk, receipts, runner, scales
 from curate.errors import InputError, PartError
 from curate.pool import Pool, need_shards
 from curate.pool.adopt import adopt
@@ -114,8 +114,8 @@ def subset(
             f"none of its {len(wanted):,} samples has an image here" + _because(plan),
             hint="curate download --pool DIR fetches images" if len(wanted) else "keep more: curate filter ...",
         )
-    receipts.make_folder(out)
-    with receipts.lock(out / "subset.lock"):
+    disk.make_folder(out)
+    with disk.lock(out / "subset.lock"):
         making = _Making(pool, selection, scale, seed, samples_per_shard, out, plan, len(wanted), ~inside)
         return making.run(workers, require_all)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from curate.disk import lock
 from curate.pool import open_pool
 from curate.pool.adopt import adopt
-from curate.receipts import lock
 from curate.views.status import lines, status
 from tests.pools import (
     make_img2dataset,

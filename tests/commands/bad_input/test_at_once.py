@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from curate import receipts
+from curate import disk, receipts
 from tests.commands.bad_input.outcomes import contents, refused, succeeded
 from tests.commands.cli import curate
 from tests.pools import make_pool
@@ -28,7 +28,7 @@ def test_a_selection_of_one_name(pool: Path) -> None:
     rule = ("filter", "--rule", "random:n=2", "--name")
     succeeded(curate(*rule, "mine"))
     folder = pool / "selections" / "mine"
-    with receipts.lock(folder / "selection.lock"):
+    with disk.lock(folder / "selection.lock"):
         before = contents(pool)
         ran = curate(*rule, "mine")
         refused(ran, f"{folder}/selection: is being written by process {os.getpid()} on ", "wait for it to end")
@@ -42,7 +42,7 @@ def test_a_subset_in_one_folder(pool: Path) -> None:
     succeeded(curate("filter", "--rule", "random:n=4"))
     words = ("subset", "--scale", "debug", *HERE)
     succeeded(curate(*words))
-    with receipts.lock(Path("subset/subset.lock")):
+    with disk.lock(Path("subset/subset.lock")):
         before = contents(Path("subset"))
         refused(curate(*words), f"subset/subset: is being written by process {os.getpid()} on ", "wait for it")
         assert contents(Path("subset")) == before
@@ -58,7 +58,7 @@ def test_a_part_is_waited_for(pool: Path, command: tuple[str, ...]) -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with receipts.lock(receipt.with_suffix(".lock")):
+        with disk.lock(receipt.with_suffix(".lock")):
             held.set()
             done.wait(0.5)
 
