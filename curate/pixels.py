@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from curate import decoding
 from curate.decoding import Job, Prepare, Span
-from curate.engines.local import TRIES, _main_module_hidden
+from curate.engines.local import TRIES, main_module_hidden
 from curate.errors import PartError
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class _Hand:
         self.process: BaseProcess = context.Process(
             target=decoding.serve, args=(there, os.getpid(), niceness), daemon=True
         )
-        with _main_module_hidden():
+        with main_module_hidden():
             self.process.start()
         there.close()
         self.owes: list[int] = []

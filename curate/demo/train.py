@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
 import random
 import sys
 import time
@@ -45,6 +46,8 @@ def train(
     scene_count: int, epochs: int, seed: int, workers: int, threads: int, batch: int = 128, lr: float = 2e-3
 ) -> torch.nn.Module:
     """The trained network, in evaluation mode, its progress told on stderr."""
+    # threads that wait give up their core: spinning, they would be many times slower beside anything else
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
     from open_clip.model import CLIP
 

@@ -99,7 +99,7 @@ class _Pool:
         process = self.context.Process(
             target=_serve, args=(there, os.getpid(), logging.getLogger("curate").getEffectiveLevel()), daemon=False
         )
-        with _main_module_hidden():
+        with main_module_hidden():
             process.start()
         there.close()
         return _Worker(process, here)
@@ -183,7 +183,7 @@ class _Pool:
             worker.pipe.close()
 
 
-class _main_module_hidden:  # noqa: N801 - used as a statement
+class main_module_hidden:  # noqa: N801 - used as a statement
     """Spawn without running the parent's script again in the child: it has nothing that a call needs.
 
     The child is born deaf to Ctrl-C, which a terminal sends to it too: it would die of it with a traceback while
