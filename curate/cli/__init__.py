@@ -70,7 +70,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if type(error).__module__.startswith("typer"):
+        if type(error).__module__.startswith(("typer", "click")):  # older typers raise what click defines
             code = _usage(error)
         else:
             raise
