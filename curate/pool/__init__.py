@@ -7,7 +7,8 @@ The samples of a pool are the rows of its metadata where it has any, else of its
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,8 @@ __all__ = ["Part", "Pool", "Shard", "open_pool"]
 
 log = logging.getLogger("curate.pool")
 
+TEXTS = frozenset({"url", "caption"})
+"""Columns that are text whatever type a file gives them."""
 FAILED = "error_code"
 """The column of every table that says why a sample could not be had."""
 
@@ -143,12 +146,18 @@ class Pool:
             if source is None:
                 if name not in maybe:
                     self.need_column(name, str(self.layout.root))
-                chosen.append(pl.lit(None).alias(name))
+                chosen.append(pl.lit(None, dtype=pl.String if name in TEXTS else None).alias(name))
             else:
                 chosen.append(pl.col(source).alias(name))
         frame = pl.scan_parquet(part.path, glob=False)
         if part.uids:
             frame = pl.concat([frame, pl.scan_parquet(part.uids, glob=False)], how="horizontal")
+        if TEXTS & set(columns):
+            kinds = frame.collect_schema()
+            for place, name in enumerate(columns):
+                source = column_in(there, name)
+                if name in TEXTS and source is not None:
+                    chosen[place] = _text(source, kinds[source]).alias(name)
         floats = pl.selectors.float()
         # with_columns before select: a select of nothing but nulls would be one row
         return frame.with_columns(chosen).select(columns).with_columns(floats.fill_nan(None))
@@ -252,6 +261,48 @@ def open_pool(path: str | Path, work: str | Path | None = None) -> Pool:
     """
     layout = layouts.find(Path(path), Path(work) if work else None)
     return Pool(layout, layouts.kind(layout))
+
+
+@contextmanager
+def reading(frame: pl.LazyFrame, part: Part) -> Iterator[None]:
+    """An exception inside becomes a PartError where it is the part's own `frame` that cannot be read.
+
+    A lazy frame is read together with what a rule makes of it, and polars does not say which of them failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        import polars as pl
+
+        try:
+            frame.collect()
+        except (OSError, pl.exceptions.PolarsError) as cause:
+            what = f"cannot be read ({str(cause).splitlines()[0]})"
+            raise PartError(str(part.path), what, hint="curate verify says what else is") from error
+        raise
+
+
+def _text(column: str, kind: pl.DataType) -> pl.Expr:
+    """A column of other people's as text: what is no text, or not UTF-8, is null."""
+    import polars as pl
+
+    if kind == pl.Binary:
+        return pl.col(column).map_batches(_decoded, return_dtype=pl.String)
+    if kind.is_nested() or kind == pl.Object:
+        return pl.lit(None, dtype=pl.String)
+    return pl.col(column).cast(pl.String)
+
+
+def _decoded(column: pl.Series) -> pl.Series:
+    import polars as pl
+
+    def text(raw: bytes | None) -> str | None:
+        try:
+            return raw.decode() if raw is not None else None
+        except UnicodeDecodeError:
+            return None
+
+    return pl.Series(column.name, [text(raw) for raw in column], dtype=pl.String)
 
 
 def _footer(path: Path) -> pa.parquet.FileMetaData:

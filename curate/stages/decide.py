@@ -14,7 +14,7 @@ import polars as pl
 from curate.errors import InputError
 from curate.filter_api import Draw, Judge, Sampler
 from curate.plugins import blamed
-from curate.pool import Part
+from curate.pool import Part, reading
 from curate.recipe import Group, Recipe, Rule, Step
 from curate.stages.samples import Mask, PoolFigures, Samples, SamplesLeft
 
@@ -221,7 +221,7 @@ def _rule_verdicts(decisions: Decisions, ready: _Ready, part: Part) -> _Verdicts
     asked = [pl.int_range(pl.len()).alias("_row")]
     asked += [ready.keep[r].cast(pl.Int8).fill_null(UNJUDGED).alias(f"keep {r}") for r in names]
     asked += [ready.values[r].cast(pl.Float32).alias(f"value {r}") for r in names if r in ready.values]
-    with blamed(name, InputError):
+    with reading(frame, part), blamed(name, InputError):
         answered = frame.select(asked).collect()
     if len(answered) != rows:
         raise InputError(f"rule {name}", f"gave {len(answered):,} answers for {rows:,} samples")

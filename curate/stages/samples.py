@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ import polars as pl
 from curate import uids
 from curate.errors import InputError, PartError
 from curate.filter_api import Column, Need, Neighbours, Score, Similarity, Vectors, chance
-from curate.pool import FAILED, Part, Pool, vectors
+from curate.pool import FAILED, Part, Pool, reading, vectors
 from curate.pool.join import Join, Results
 from curate.pool.names import PUBLISHED
 from curate.stages import score
@@ -138,8 +139,10 @@ class Samples:
         base = base.with_columns(pl.col(raw).cast(pl.Float32)).rename(
             dict.fromkeys(raw, "similarity"), strict=False
         )
+        kinds = _kinds(needs)
         beside = [
-            self.join.columns(results, part, wanted).drop(FAILED).lazy() for results, wanted in self._results(needs)
+            _typed(self.join.columns(results, part, wanted).drop(FAILED), kinds).lazy()
+            for results, wanted in self._results(needs)
         ]
         return pl.concat([base, *beside], how="horizontal") if beside else base
 
@@ -236,8 +239,9 @@ class PoolFigures:
     def _values(self, value: pl.Expr, *, ties_of: float | None = None) -> Any:
         held = []
         for index, part in enumerate(self.samples.parts):
-            frame = self.samples.frame(self.needs, part).select(value.alias("value")).collect()
-            column = frame["value"]
+            frame = self.samples.frame(self.needs, part)
+            with reading(frame, part):
+                column = frame.select(value.alias("value")).collect()["value"]
             rows = self.mask[self.samples.span(index)] & column.is_not_null().to_numpy()
             if ties_of is not None:
                 rows &= (column == ties_of).fill_null(False).to_numpy()
@@ -308,7 +312,8 @@ class SamplesLeft:
         for index, part in enumerate(self.samples.parts):
             mask = self._left[self.samples.span(index)]
             frame = self.samples.frame(self.needs, part)
-            chosen.append(frame.collect().filter(pl.Series(mask)))
+            with reading(frame, part):
+                chosen.append(frame.collect().filter(pl.Series(mask)))
         whole = pl.concat(chosen, how="vertical_relaxed")
         place = np.empty(self.samples.n, dtype=np.int64)
         place[np.flatnonzero(self._left)] = np.arange(self.n)
@@ -329,6 +334,22 @@ class SamplesLeft:
     def chance(self, seed: int) -> npt.NDArray[np.float64]:
         chosen = self.samples.uids[self.rows]
         return chance(chosen["f0"], chosen["f1"], seed)
+
+
+def _kinds(needs: Sequence[Need]) -> dict[str, Any]:
+    """The types of the columns that scores have, as far as their scorers name any."""
+    found: dict[str, Any] = {"similarity": pl.Float32}
+    for need in needs:
+        if isinstance(need, Score):
+            with suppress(AttributeError, TypeError):  # a type that is none: the parts have failed of it
+                found |= {name: score.dtype(kind) for name, kind in need.scorer.columns.items()}
+    return found
+
+
+def _typed(frame: pl.DataFrame, kinds: Mapping[str, Any]) -> pl.DataFrame:
+    """The frame with a type also for columns that are null because their part failed: rules count on one."""
+    bare = [n for n, kind in frame.schema.items() if kind == pl.Null and n in kinds]
+    return frame.with_columns([pl.col(n).cast(kinds[n]) for n in bare])
 
 
 def _vectors_of(source: vectors.VectorSource, part: str) -> tuple[npt.NDArray[Any] | None, Mask]:

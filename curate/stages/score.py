@@ -18,7 +18,7 @@ from curate.engines import local
 from curate.errors import InputError, PartError
 from curate.filter_api import Batch, Column, Images, Need, Scorer, Vectors, settings_of
 from curate.plugins import ScorerRef, blame_part, source_of
-from curate.pool import FAILED, Part, Pool, need_shards, vectors
+from curate.pool import FAILED, Part, Pool, need_shards, reading, vectors
 from curate.pool.join import Results
 from curate.pool.layout import Layout
 from curate.shards import write_table
@@ -228,7 +228,7 @@ _opened: dict[tuple[bytes, str], Callable[[Batch], Mapping[str, Any]]] = {}
 
 
 def device_for(scorer: Scorer, device: str) -> str:
-    """The device that a scorer is opened on, as torch names it; `auto` is a GPU for pixels alone, which need one."""
+    """The device that a scorer is opened on, as torch names it; `auto` is a GPU for pixels alone."""
     if device != "auto":
         return device
     if not over_pixels(scorer):
@@ -326,9 +326,9 @@ class _Rows:
         import polars as pl
 
         names = [c.name for c in columns]
-        frame = pool.scan(
-            part, ["uid", FAILED, *names], optional=[FAILED, *(c.name for c in columns if c.optional)]
-        ).collect()
+        lazy = pool.scan(part, ["uid", FAILED, *names], optional=[FAILED, *(c.name for c in columns if c.optional)])
+        with reading(lazy, part):
+            frame = lazy.collect()
         self.uids = frame["uid"].cast(pl.String)
         self.frame = frame.select(names)
         self.arrays = {(s.model, s.side): s.array(part.name) for s in sources}

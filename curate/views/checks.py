@@ -265,6 +265,7 @@ def check_metadata(part: Part) -> Checked:
         checked.wrong(part.path, error.what)
         return checked
     checked.samples, checked.bytes = len(table), part.path.stat().st_size
+    _check_texts(checked, part.path, table)
     if (name := column_in(table.column_names, "uid")) is not None:
         try:
             uids.to_pairs(table[name])
@@ -280,6 +281,17 @@ def check_metadata(part: Part) -> Checked:
         except (PartError, ValueError) as error:
             checked.wrong(part.npz, getattr(error, "what", str(error)))
     return checked
+
+
+def _check_texts(checked: Checked, path: Path, table: pa.Table) -> None:
+    """Text columns hold UTF-8: Arrow does not look, polars refuses the file."""
+    import pyarrow as pa
+
+    for name in table.column_names:
+        try:
+            table[name].validate(full=True)
+        except pa.ArrowException as error:
+            checked.wrong(path, f"column {name!r}: {str(error).splitlines()[0]}")
 
 
 def check_loose(checked: Checked, loose: Sequence[Path]) -> None:
