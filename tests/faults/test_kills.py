@@ -104,16 +104,21 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Unb
     with serve_apart(web) as hosts:
         lines = [f"{hosts[0]}/{n}.jpg,{caption}\n" for n, caption in enumerate(captions)]
         (folder / "list.csv").write_text("url,text\n" + "".join(lines))
-        found = {}
-        for name, stage in STAGES.items():
-            before = base / f"before-{name}"
-            shutil.copytree(folder, before)
-            process, began = begun(stage, folder)
-            _, said = process.communicate(timeout=PATIENCE)
-            assert process.returncode == 0, said
-            last = max(p.stat().st_mtime for p in folder.rglob("*") if p.is_file())
-            found[name] = Unbroken(stage, before, contents(before), contents(folder), max(last - began, 0.0))
-        yield found
+        yield run_unbroken(STAGES, folder)
+
+
+def run_unbroken(stages: Mapping[str, Stage], folder: Path) -> dict[str, Unbroken]:
+    """Every stage run once in `folder`, each on what the one before it left; what each started from lies beside."""
+    found = {}
+    for name, stage in stages.items():
+        before = folder.with_name(f"before-{name}")
+        shutil.copytree(folder, before)
+        process, began = begun(stage, folder)
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said
+        last = max(p.stat().st_mtime for p in folder.rglob("*") if p.is_file())
+        found[name] = Unbroken(stage, before, contents(before), contents(folder), max(last - began, 0.0))
+    return found
 
 
 def draw(web: Path) -> list[str]:
