@@ -108,3 +108,8 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """A number of things for people: `1 problem`, `1,200 problems`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -26,6 +26,7 @@ def status(
 
         curate status --pool ./pool
     """
+    from curate.progress import plural
     from curate.views import status as view
 
     told = view.status(common.open_pool(pool, work))
@@ -36,7 +37,9 @@ def status(
     broken = len(told["missing"]) + len(told["unreadable"])
     if broken:
         raise PartError(
-            told["pool"], f"{broken:,} files or parts are broken", hint="curate verify reads everything again"
+            told["pool"],
+            plural(broken, "broken file or part", "broken files or parts"),
+            hint="curate verify reads everything again",
         )
     return 0
 
@@ -53,6 +56,7 @@ def verify(
 
         curate verify --pool ./pool
     """
+    from curate.progress import plural
     from curate.views import verify as view
 
     opened = common.open_pool(pool, work)
@@ -64,7 +68,7 @@ def verify(
     if verdict.grave:
         raise PartError(
             str(opened.layout.root),
-            f"{len(verdict.grave):,} problems",
+            plural(len(verdict.grave), "problem"),
             hint="run the command again that made the part: what is whole is kept",
         )
     return 0

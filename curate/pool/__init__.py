@@ -7,7 +7,7 @@ The samples of a pool are the rows of its metadata where it has any, else of its
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,12 +165,19 @@ class Pool:
     def need_column(self, name: str, where: str) -> None:
         """Raise InputError, naming the columns that are there, unless some part has this one."""
         if name not in self.columns:
-            raise UnknownName(where, "column", name, self.columns)
+            hint = "take a pool whose tables have it, or set what reads it otherwise"
+            raise UnknownName(where, "column", name, self.columns, hint=hint)
 
     def forget(self) -> None:
         """Look again at what lies on disk: models and derived tables may have been added."""
         for name in [n for n in vars(self) if n not in ("layout", "kind")]:
             del vars(self)[name]
+
+    def leave_out(self, broken: Mapping[str, PartError]) -> None:
+        """Take parts whose tables turned out broken behind their footers for unreadable, until `forget`."""
+        footers = {**self._footers, **broken}
+        self.forget()
+        vars(self)["_footers"] = footers
 
     def failed(self, part: Part) -> pl.Series:
         """The error code of each sample that has no image here, else null; a String series of the part's rows."""

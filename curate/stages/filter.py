@@ -15,9 +15,9 @@ import polars as pl
 
 from curate import __version__, disk, receipts, runner, scales, selection
 from curate.engines import local
-from curate.errors import InputError
+from curate.errors import InputError, PartError
 from curate.filter_api import Column, Score
-from curate.pool import Pool, adopt
+from curate.pool import Pool, adopt, reading
 from curate.recipe import Recipe
 from curate.selection import STAGE, VERSION, WHOLE, Selection
 from curate.shards import write_table
@@ -130,9 +130,33 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
         if _stands(pool, folder, what):
             selection.point_at(pool.layout, name)
             return Outcome(selection.load(pool.layout, name), failed, True)
-        _make(pool, recipe, request, name, what, failed)
+        try:
+            _make(pool, recipe, request, name, what, failed)
+        except PartError:
+            broken = _broken(pool, recipe)
+            if broken.keys() >= pool.rows.keys():
+                raise
+            pool.leave_out(broken)
+            failed |= {part: str(error) for part, error in broken.items()}
+            _make(pool, recipe, request, name, what, failed)
     selection.point_at(pool.layout, name)
     return Outcome(selection.load(pool.layout, name), failed, False)
+
+
+def _broken(pool: Pool, recipe: Recipe) -> dict[str, PartError]:
+    """The parts that hold what cannot be read or is no uid, although their footers are whole."""
+    samples = Samples(pool)
+    found = {}
+    for part in samples.parts:
+        try:
+            pool.uids(part)
+            for rule in (r for step in recipe for r in step.rules):
+                frame = samples.frame(rule.needs, part)
+                with reading(frame, part):
+                    frame.collect()
+        except PartError as error:
+            found[part.name] = error
+    return found
 
 
 def _stands(pool: Pool, folder: Path, what: Mapping[str, Any]) -> bool:
@@ -201,7 +225,7 @@ def _make(
         "copies": int(decisions.copies.sum(dtype=np.int64)),
         "funnel": decisions.funnel,
         "failed_parts": dict(failed),
-        "pool": pool.identity(),
+        "pool": what["pool"],
         "parts": {p.name: pool.rows[p.name] for p in samples.parts},
         "versions": {"curate": __version__},
     }

@@ -14,7 +14,7 @@ from curate import receipts
 from curate.engines import local
 from curate.errors import PartError
 from curate.pool import Pool
-from curate.progress import progress, size
+from curate.progress import plural, progress, size
 from curate.views import inventory
 from curate.views.checks import Checked, Problem, check_foreign, check_loose, check_metadata, check_part
 
@@ -104,7 +104,7 @@ def lines(verdict: Verdict) -> list[str]:
             "checked, no more"
         )
     decoded = f", {checked.images:,} images decoded" if checked.images else ""
-    outcome = f"{len(verdict.grave):,} problems" if verdict.grave else "clean"
+    outcome = plural(len(verdict.grave), "problem") if verdict.grave else "clean"
     out.append(
         f"{outcome}: {checked.samples:,} samples, {checked.files:,} files, {size(checked.bytes)} read{decoded}"
     )

@@ -73,10 +73,11 @@ def test_text_that_is_not_utf8_costs_its_part() -> None:
     assert f"parts failed: a ({path}: cannot be read (" in ran.err
     assert ran.json["counts"] == {"samples": 4, "kept": 2, "dropped": 0, "unjudged": 2}
     assert ran.json["funnel"][0]["unjudged"] == {"part_failed": 2}
-    # a rule that reads the captions themselves has no part to spare: the file is named, not the rule
-    ran = curate("filter", "--rule", "dedup", *HERE)
-    assert (ran.code, ran.out) == (3, "")
-    assert f"curate: {path}: cannot be read (" in ran.err
+    ran = curate("filter", "--rule", "dedup", *HERE, "--json")
+    assert ran.code == 3
+    assert f"parts failed: a ({path}: cannot be read (" in ran.err
+    assert ran.json["counts"] == {"samples": 2, "kept": 2, "dropped": 0, "unjudged": 0}
+    assert curate("status", "--json").json["selections"][-1]["stale"] is False
     ran = curate("verify", *HERE)
     assert ran.code == 3
     assert f"{path}: column 'text': " in ran.out
@@ -87,11 +88,13 @@ def test_text_that_is_not_utf8_costs_its_part() -> None:
     [(["x" * 32, "0" * 32], "row 0: "), (["0" * 32, None], "row 1 has no uid"), ([1, 2], "")],
 )
 def test_uids_that_are_none(uids: list[Any], says: str) -> None:
-    path = metadata("a")
+    path = metadata("a", text=["a dog", "a cat"])
+    metadata("b", text=["a dog", "a cat"])
     table = pq.read_table(path).set_column(0, "uid", pa.array(uids))
     pq.write_table(table, path)
-    for command in (("filter", "--rule", "random:n=1"), ("verify",)):
+    for command in (("filter", "--rule", "random:n=9"), ("filter", "--rule", "dedup"), ("verify",)):
         ran = curate(*command, *HERE)
         assert ran.code == 3, ran
         assert f"{path}: column 'uid': {says}" in ran.out + ran.err
         assert "Traceback" not in ran.err
+    assert [s["kept"] for s in curate("status", "--json").json["selections"]] == [2, 2]
