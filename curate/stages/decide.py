@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -219,7 +220,7 @@ def _rule_verdicts(decisions: Decisions, ready: _Ready, part: Part) -> _Verdicts
     rows = decisions.samples.pool.rows[part.name]
     frame = decisions.samples.frame(ready.rule.needs, part)
     asked = [pl.int_range(pl.len()).alias("_row")]
-    asked += [ready.keep[r].cast(pl.Int8).fill_null(UNJUDGED).alias(f"keep {r}") for r in names]
+    asked += [ready.keep[r].alias(f"keep {r}") for r in names]
     asked += [ready.values[r].cast(pl.Float32).alias(f"value {r}") for r in names if r in ready.values]
     with reading(frame, part), blamed(name, InputError):
         answered = frame.select(asked).collect()
@@ -229,7 +230,7 @@ def _rule_verdicts(decisions: Decisions, ready: _Ready, part: Part) -> _Verdicts
     reason = np.full(rows, -1, dtype=np.int16)
     value = np.full(rows, np.nan, dtype=np.float32)
     for r in names:
-        said = answered[f"keep {r}"].to_numpy()
+        said = _said(name, r, answered[f"keep {r}"])
         first = (said == DROP) & (state != DROP)
         reason[first] = decisions.reasons.number(r)
         if r in ready.values:
@@ -237,6 +238,16 @@ def _rule_verdicts(decisions: Decisions, ready: _Ready, part: Part) -> _Verdicts
         state[(said == UNJUDGED) & (state == KEEP)] = UNJUDGED
         state[first] = DROP
     return _Verdicts(state, reason, value)
+
+
+def _said(rule: str, reason: str, answer: pl.Series) -> States:
+    """KEEP, DROP or UNJUDGED for each answer of a condition, which is true, false or null and nothing else."""
+    if answer.dtype not in (pl.Boolean, pl.Null):
+        raise InputError(
+            f"rule {rule}",
+            f"the condition for {reason!r} is neither true nor false (its values are {answer.dtype})",
+        )
+    return np.asarray(answer.cast(pl.Int8).fill_null(UNJUDGED).to_numpy())
 
 
 def _combine(decisions: Decisions, group: Group, members: list[_Verdicts]) -> _Verdicts:
@@ -313,6 +324,16 @@ def _book_reasons(decisions: Decisions, rule: Rule, draw: Draw, rows: npt.NDArra
         decisions.reason[rows[dropped & (draw.reason == place)]] = decisions.reasons.number(names[place])
 
 
+_DRAWN = {
+    "copies": ("ui", f"whole numbers from 0 to {MOST_COPIES:,}"),
+    "reason": ("ui", "places in `reasons`"),
+    "value": ("fui", "numbers"),
+    "of": ("ui", "rows"),
+    "unjudged": ("b", "true or false"),
+}
+"""The arrays of a draw: numpy's kinds that they may have, and what those are."""
+
+
 def _check_draw(rule: Rule, draw: Draw, n: int) -> None:
     where = f"rule {rule.name}"
     if not isinstance(draw, Draw):
@@ -324,13 +345,22 @@ def _check_draw(rule: Rule, draw: Draw, n: int) -> None:
         "of": draw.of,
         "unjudged": draw.unjudged,
     }
-    for what, array in arrays.items():
-        if array is not None and len(array) != n:
+    for what, (kinds, those) in _DRAWN.items():
+        array = arrays[what]
+        if array is None and (what != "reason" or isinstance(draw.reason, str)):
+            continue
+        if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in kinds:
+            raise InputError(where, f"gave {what} that are not {those}, one for each sample, as a numpy array")
+        if len(array) != n:
             raise InputError(where, f"gave {len(array):,} {what} for {n:,} samples")
-    if draw.copies.dtype.kind not in "ui" or (n and not 0 <= draw.copies.min() <= draw.copies.max() <= MOST_COPIES):
-        raise InputError(where, f"gave copies that are not whole numbers from 0 to {MOST_COPIES:,}")
+    if n and not 0 <= draw.copies.min() <= draw.copies.max() <= MOST_COPIES:
+        raise InputError(where, f"gave copies that are not {_DRAWN['copies'][1]}")
     if draw.of is not None and n and not -1 <= draw.of.min() <= draw.of.max() < n:
         raise InputError(where, f"speaks of row {draw.of.max():,} of {n:,}")
+    try:
+        json.dumps(dict(draw.notes))
+    except (TypeError, ValueError) as error:
+        raise InputError(where, f"gave notes that JSON cannot say ({error})") from error
 
 
 def _parts_with(samples: Samples, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, Part]]:

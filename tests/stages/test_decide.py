@@ -138,6 +138,14 @@ ONES = np.ones(3, np.uint16)
         (Draw(np.full(3, 0.5), "not_drawn"), "copies that are not whole numbers"),
         (Draw(np.array([0, -1, 1]), "not_drawn"), "copies that are not whole numbers from 0 to 65,535"),
         (Draw(np.array([0, 1, 70_000]), "not_drawn"), "copies that are not whole numbers"),
+        ([1, 1, 1], "drew [1, 1, 1], which is no Draw"),
+        (Draw([1, 1, 1], "not_drawn"), "gave copies that are not whole numbers"),  # type: ignore[arg-type]
+        (Draw(np.ones((3, 1), np.uint16), "not_drawn"), "gave copies that are not whole numbers"),
+        (Draw(ONES, None), "gave reason that are not places"),  # type: ignore[arg-type]
+        (Draw(ONES, "not_drawn", value=["a", "b", "c"]), "gave value that are not numbers"),  # type: ignore[arg-type]
+        (Draw(ONES, "not_drawn", of=np.zeros(3)), "gave of that are not rows"),  # type: ignore[arg-type]
+        (Draw(ONES, "not_drawn", unjudged=ONES), "gave unjudged that are not true or false"),  # type: ignore[arg-type]
+        (Draw(ONES, "not_drawn", notes={"target": np.float32(2)}), "gave notes that JSON cannot say"),
         (None, "drew None, which is no Draw"),
     ],
 )
@@ -145,6 +153,17 @@ def test_draws_that_are_refused(draw: Any, said: str) -> None:
     with pytest.raises(InputError, match=r"^rule random: ") as error:
         decide._check_draw(parse_rule("random:n=1"), draw, 3)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("answer", [pl.Series([5, -1]), pl.Series(["true", "false"]), pl.Series([1.0, 0.0])])
+def test_a_condition_is_true_or_false(answer: pl.Series) -> None:
+    with pytest.raises(InputError, match="rule mine: the condition for 'dull' is neither true nor false"):
+        decide._said("mine", "dull", answer)
+
+
+def test_null_is_unjudged() -> None:
+    assert decide._said("mine", "dull", pl.Series([True, None, False])).tolist() == [1, -1, 0]
+    assert decide._said("mine", "dull", pl.Series([None, None])).tolist() == [-1, -1]
 
 
 def test_words_are_numbered_as_they_come() -> None:
