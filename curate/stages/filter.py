@@ -24,7 +24,7 @@ from curate.shards import write_table
 from curate.stages import decide, needs
 from curate.stages.decide import Decisions
 from curate.stages.needs import Means, Work
-from curate.stages.samples import Mask, PoolFacts, Samples
+from curate.stages.samples import Mask, PoolFacts, Samples, checked_vectors
 
 log = logging.getLogger("curate.filter")
 
@@ -123,6 +123,7 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
         failed |= {name: str(error) for name, error in summary.failed.items()}
         # what was computed is found by the next need through the same pool
         pool.forget()
+    failed |= _without_vectors(pool, recipe)
     name = request.name or recipe.default_name
     what = _fingerprint(pool, recipe, request)
     folder = pool.layout.selection(name)
@@ -141,6 +142,19 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
             _make(pool, recipe, request, name, what, failed)
     selection.point_at(pool.layout, name)
     return Outcome(selection.load(pool.layout, name), failed, False)
+
+
+def _without_vectors(pool: Pool, recipe: Recipe) -> dict[str, str]:
+    """The parts whose published vectors cannot be used, and why: rules over them leave those samples unjudged."""
+    samples = Samples(pool)
+    found = {}
+    for source in (s for step in recipe for rule in step.rules for s in samples.published(rule.needs)):
+        for part in samples.parts:
+            try:
+                checked_vectors(source, part.name, pool.rows[part.name])
+            except PartError as error:
+                found[part.name] = str(error)
+    return found
 
 
 def _broken(pool: Pool, recipe: Recipe) -> dict[str, PartError]:
@@ -187,6 +201,9 @@ def _inputs(pool: Pool, recipe: Recipe) -> dict[str, str]:
             for folder in samples.folders(rule.needs):
                 known = {part: r.identity for part, r in receipts.receipts(folder).items()}
                 read[folder.name] = receipts.digest(known)
+            for source in samples.published(rule.needs):
+                known = {part.name: source.identity(part.name) for part in samples.parts}
+                read[f"{source.model} {source.side}"] = receipts.digest(known)
     return read
 
 

@@ -175,6 +175,11 @@ class Samples:
         slugs = [self.pool.embedded[m] for m in models if m in self.pool.embedded]
         return found + [self.pool.layout.embeddings(slug) for slug in slugs]
 
+    def published(self, needs: Sequence[Need]) -> list[vectors.VectorSource]:
+        """The published vectors that `needs` read as they are."""
+        found = [vectors.find(self.pool, n.model, n.side) for n in needs if isinstance(n, (Vectors, Neighbours))]
+        return [source for source in found if source is not None and source.kind == "published"]
+
     def codes(self, needs: Sequence[Need], part: Part) -> pl.Series:
         """Why each sample might be unjudged: the code of a score, else of its download, else `no_value`."""
         found = []
@@ -189,7 +194,12 @@ class Samples:
         source = vectors.find(self.pool, need.model, need.side)
         assert source is not None
         if source.kind == "published":
-            return source.codes(part.name)
+            rows = self.pool.rows[part.name]
+            try:
+                checked_vectors(source, part.name, rows)
+            except PartError:
+                return pl.Series(["part_failed"] * rows, dtype=pl.String)
+            return pl.Series([None] * rows, dtype=pl.String)
         per = "shard" if self.pool.joined else "part"
         return self.join.columns(Results(source.folder, per), part, [])[FAILED]
 
@@ -206,7 +216,7 @@ class Samples:
             )
         lengths = np.diff(self.join.starts if source.per == "shard" else self.starts)
         names = source.names if source.per == "shard" else [p.name for p in self.parts]
-        held = [_vectors_of(source, name) for name in names]
+        held = [_vectors_of(source, name, int(n)) for name, n in zip(names, lengths, strict=True)]
         dim = next((array.shape[1] for array, _ in held if array is not None), 1)
         none = np.zeros((1, dim), dtype=np.float16)
         arrays = [
@@ -352,10 +362,22 @@ def _typed(frame: pl.DataFrame, kinds: Mapping[str, Any]) -> pl.DataFrame:
     return frame.with_columns([pl.col(n).cast(kinds[n]) for n in bare])
 
 
-def _vectors_of(source: vectors.VectorSource, part: str) -> tuple[npt.NDArray[Any] | None, Mask]:
+def checked_vectors(source: vectors.VectorSource, part: str, rows: int) -> tuple[npt.NDArray[Any], Mask]:
+    """The vectors of one part and which rows lack one. Raises PartError where they are not one for each row."""
+    array, missing = source.array(part), source.codes(part).is_not_null().to_numpy()
+    if not len(array) == len(missing) == rows:
+        raise PartError(
+            f"{source.model} {source.side} vectors of {part}",
+            f"have {len(array):,} rows where the part has {rows:,}",
+            hint="curate verify says what else is wrong",
+        )
+    return array, missing
+
+
+def _vectors_of(source: vectors.VectorSource, part: str, rows: int) -> tuple[npt.NDArray[Any] | None, Mask]:
     """The vectors of one part and which rows lack one; None for a part that failed, which others survive."""
     try:
-        return source.array(part), source.codes(part).is_not_null().to_numpy()
+        return checked_vectors(source, part, rows)
     except PartError as error:
         log.error("%s", error)
         return None, np.empty(0, dtype=bool)

@@ -483,6 +483,36 @@ def test_metadata_is_judged_also_where_shards_are_there(tmp_path: Path) -> None:
     assert values == [direct[uid_of(s, r)] if (s, r) != (7, 7) else None for s, r in order]
 
 
+def published(folder: Path, part: str, vectors: Sequence[Sequence[float]]) -> None:
+    """ViT-L-14/openai's vectors of a metadata file, as DataComp publishes them."""
+    array = np.array(vectors, dtype=np.float16)
+    np.savez(folder / "metadata" / f"{part}.npz", l14_img=array, l14_txt=array)
+
+
+def test_vectors_that_others_changed_are_read_again(tmp_path: Path) -> None:
+    make_metadata(tmp_path, rows([0.1, 0.2, 0.3]))
+    rule = "dedup:model=ViT-L-14/openai"
+    published(tmp_path, "0" * 32, [[1, 0], [0, 1], [-1, 0]])
+    assert run(tmp_path, rule).selection.counts["kept"] == 3
+    assert run(tmp_path, rule).reused
+    published(tmp_path, "0" * 32, [[1, 0], [0, 1], [0, 1]])
+    again = run(tmp_path, rule)
+    assert not again.reused
+    assert again.selection.counts["kept"] == 2
+
+
+def test_vectors_of_another_number_of_rows_cost_their_part(tmp_path: Path) -> None:
+    """Not one row of the parts behind it is judged by a neighbour's vector."""
+    for part in range(3):
+        make_metadata(tmp_path, rows([0.1, 0.2], start=2 * part), name=str(part) * 32)
+        published(tmp_path, str(part) * 32, [[1, part], [-part, 1]][: 1 if part == 0 else 2])
+    outcome = run(tmp_path, "dedup:model=ViT-L-14/openai,threshold=0.999")
+    check(tmp_path, outcome)
+    assert ends(tmp_path, outcome) == ["?part_failed"] * 2 + ["kept"] * 4
+    assert list(outcome.failed_parts) == ["0" * 32]
+    assert "have 1 rows where the part has 2" in outcome.failed_parts["0" * 32]
+
+
 def scores_of(folder: Path, part: str) -> dict[str, float]:
     """uid to the brightness that was stored for a shard."""
     table = pl.read_parquet(folder / "scores" / "brightness-v1" / f"{part}.parquet")
