@@ -69,6 +69,6 @@ def verify(
         raise PartError(
             str(opened.layout.root),
             plural(len(verdict.grave), "problem"),
-            hint="run the command again that made the part: what is whole is kept",
+            hint="take away the damaged files, and run the commands again that made them: what is whole is kept",
         )
     return 0

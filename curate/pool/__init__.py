@@ -222,6 +222,17 @@ class Pool:
         folder = shard.tar.parent if shard.ours else self.layout.derived
         return receipts.read_receipt(folder, shard.name)
 
+    @cached_property
+    def awaited(self) -> int:
+        """Shards of the list that this pool is downloaded from that are not here: its download has not finished."""
+        if not self.layout.sources.is_file():
+            return 0
+        try:
+            listed = [int(entry["shards"]) for entry in receipts.read_json(self.layout.sources)["sources"]]
+        except (PartError, KeyError, TypeError, ValueError):
+            return 0  # the file is told as broken
+        return max(0, sum(listed) - sum(shard.ours for shard in self.shards))
+
     # --- models -------------------------------------------------------------------------------------------
 
     @cached_property

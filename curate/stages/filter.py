@@ -126,6 +126,10 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
     failed |= _without_vectors(pool, recipe)
     name = request.name or recipe.default_name
     what = _fingerprint(pool, recipe, request)
+    if pool.awaited:
+        log.warning(
+            "filter: the download of this pool is not finished (curate status); only what is here is judged"
+        )
     folder = pool.layout.selection(name)
     with disk.lock(folder / "selection.lock"):
         if _stands(pool, folder, what):

@@ -73,7 +73,7 @@ def take(pool: Pool) -> Inventory:
                 if entry.name in OWN and entry.is_dir():
                     _own(found, entry)
                 elif entry == layout.shards and entry.is_dir():
-                    _own(found, entry) if ours else _listed(found, entry, known)
+                    _own(found, entry) if ours or layout.sources.is_file() else _listed(found, entry, known)
                 elif entry == layout.root / "metadata" and entry.is_dir():
                     _listed(found, entry, known)
                 else:
@@ -106,7 +106,9 @@ def _own(found: Inventory, folder: Path) -> None:
         if path not in known:
             _one(found, path, logs=folder.name == "logs")
     found.foreign += [
-        Path(p) for p, folders, names in os.walk(folder) if not folders and not names and p != str(folder)
+        Path(p)
+        for p, folders, names in os.walk(folder)
+        if not folders and not names and p != str(folder) and Path(p).name != RECEIPTS
     ]
 
 

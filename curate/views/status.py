@@ -11,6 +11,7 @@ from curate import receipts, selection
 from curate.errors import CurateError, InputError, PartError
 from curate.pool import Part, Pool, Shard, npz
 from curate.pool import foreign as others
+from curate.progress import plural
 from curate.receipts import Receipt
 from curate.shards import BLOCK
 from curate.views import inventory
@@ -40,6 +41,7 @@ def status(pool: Pool) -> dict[str, Any]:
         "samples": pool.n if pool.joined or counts is None else sum(counts.values()),
         "parts": len(pool.parts),
         "shards": len(pool.shards),
+        "awaited": pool.awaited,
         "stored": counts[""] if counts is not None else None,
         "failed": failed,
         "models": _models(pool),
@@ -167,7 +169,12 @@ def _stale(pool: Pool, chosen: selection.Selection) -> bool:
 def lines(told: Mapping[str, Any]) -> list[str]:
     """What `status` said, as text."""
     out = [f"{told['pool']}: {KINDS.get(told['kind'], told['kind'])}"]
-    out.append(f"samples   {told['samples']:,} in {told['parts']:,} parts")
+    unread = not told["samples"] and told["shards"] and told["stored"] is None
+    samples = "not counted yet," if unread else f"{told['samples']:,}"
+    out.append(f"samples   {samples} in {told['parts']:,} parts")
+    if told["awaited"]:
+        awaited = plural(told["awaited"], "shard")
+        out.append(f"awaited   {awaited} of the list not here yet: the same curate download goes on")
     if told["shards"]:
         if told["stored"] is None:
             out.append(f"shards    {told['shards']:,}, not read yet: the first stage that needs them does")

@@ -71,6 +71,9 @@ def verify(pool: Pool, *, workers: int) -> Verdict:
     if pool.rows:
         total.samples = pool.n  # shards and metadata both have rows for them
     if not found.running():
+        if pool.awaited:
+            what = f"its download is not finished, {plural(pool.awaited, 'shard')} not here: run the same again"
+            total.wrong(pool.layout.sources, what)
         total.problems += [
             Problem(str(p), "is left over from a process that died; the next command takes it away", grave=False)
             for p in found.unfinished

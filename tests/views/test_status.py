@@ -10,6 +10,7 @@ import pytest
 from curate.disk import lock
 from curate.pool import open_pool
 from curate.pool.adopt import adopt
+from curate.receipts import write_json
 from curate.views.status import lines, status
 from tests.pools import (
     make_img2dataset,
@@ -79,6 +80,24 @@ def test_broken_and_missing_files(tmp_path: Path) -> None:
     assert list(told["unreadable"]) == ["00000002"]
     assert "00000002.parquet: is not a readable Parquet file" in told["unreadable"]["00000002"]
     assert told["samples"] == 8
+
+
+def test_a_download_that_has_not_finished(tmp_path: Path) -> None:
+    make_pool(tmp_path, 2, 2)
+    write_json(tmp_path / "sources.json", {"format": 1, "sources": [{"shards": 3}]})
+    told = status(open_pool(tmp_path))
+    assert told["awaited"] == 1
+    assert "awaited   1 shard of the list not here yet" in "\n".join(lines(told))
+    write_json(tmp_path / "sources.json", {"format": 1, "sources": [{"shards": 2}]})
+    assert status(open_pool(tmp_path))["awaited"] == 0
+
+
+def test_a_download_that_has_not_finished_a_shard(tmp_path: Path) -> None:
+    """Nothing of what it began is called foreign."""
+    write_json(tmp_path / "sources.json", {"format": 1, "sources": [{"shards": 3}]})
+    (tmp_path / "shards" / "_receipts").mkdir(parents=True)
+    told = status(open_pool(tmp_path))
+    assert (told["samples"], told["awaited"], told["foreign"]) == (0, 3, [])
 
 
 def test_what_is_not_ours_is_named(tmp_path: Path) -> None:

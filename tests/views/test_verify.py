@@ -13,6 +13,7 @@ import pytest
 from curate import selection
 from curate.pool import open_pool
 from curate.pool.adopt import adopt
+from curate.receipts import write_json
 from curate.scales import SCALES
 from curate.shards import TarWriter, members
 from curate.stages.subset import subset
@@ -217,4 +218,16 @@ def test_metadata(tmp_path: Path) -> None:
     assert found == [
         f"{stem.name}.npz: l14_txt has 2 rows, the metadata 3",
         "bad.parquet: column 'uid': row 0: 'x' is not 32 hex digits",
+    ]
+
+
+def test_a_download_that_has_not_finished_is_not_clean(tmp_path: Path) -> None:
+    """A shard without its receipt is not here: the pool's own list says that there is more."""
+    make_pool(tmp_path, 2, 2)
+    write_json(tmp_path / "sources.json", {"format": 1, "sources": [{"shards": 2}]})
+    assert not verify(open_pool(tmp_path), workers=0).grave
+    (tmp_path / "shards" / "_receipts" / "00000001.json").unlink()
+    problems = verify(open_pool(tmp_path), workers=0).grave
+    assert [str(p) for p in problems] == [
+        f"{tmp_path / 'sources.json'}: its download is not finished, 1 shard not here: run the same again"
     ]
