@@ -142,7 +142,7 @@ def download(made: Plan, *, workers: int, connections: int = CONNECTIONS) -> run
     )
     tasks = [_task(made, number, job) for number in range(made.shards)]
     summary = runner.run(DOWNLOAD_STAGE, VERSION, tasks, workers=workers, keep_outdated=True)
-    _say_if_hopeless(summary)
+    _say_if_hopeless(summary, layout)
     return summary
 
 
@@ -235,14 +235,20 @@ def _task(made: Plan, number: int, job: Job) -> runner.Task:
     return runner.Task(f"{number:08d}", made.layout.shards, what, download_part, (rows, number, job), samples=count)
 
 
-def _say_if_hopeless(summary: runner.Summary) -> None:
+def _say_if_hopeless(summary: runner.Summary, layout: Layout) -> None:
     """A hint where nearly everything fails of one cause that is not the hosts'."""
     counts = summary.counts
     for code, hint in (
         ("dns", "is there a network, and a name server that answers?"),
-        ("private_address", "hosts of a private network need --allow-private-hosts"),
+        ("private_address", "hosts of a private network need --allow-private-hosts."),
     ):
         if counts[f"code:{code}"] > 0.9 * counts["samples"]:
             log.warning(
-                "download: %s of %s samples failed as %s; %s", counts[f"code:{code}"], counts["samples"], code, hint
+                "download: %s of %s samples failed as %s; %s What failed is not tried again: take away %s, and run "
+                "this once more.",
+                counts[f"code:{code}"],
+                counts["samples"],
+                code,
+                hint,
+                layout.shards,
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import polars as pl
 
 from curate import __version__, disk, receipts, runner, scales, selection
 from curate.engines import local
-from curate.errors import InputError, PartError
+from curate.errors import CurateError, InputError, PartError
 from curate.filter_api import Column, Score
 from curate.pool import Pool, adopt, reading
 from curate.recipe import Recipe
@@ -131,7 +132,7 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
             "filter: the download of this pool is not finished (curate status); only what is here is judged"
         )
     folder = pool.layout.selection(name)
-    with disk.lock(folder / "selection.lock"):
+    with _not_left_empty(folder), disk.lock(folder / "selection.lock"):
         if _stands(pool, folder, what):
             selection.point_at(pool.layout, name)
             return Outcome(selection.load(pool.layout, name), failed, True)
@@ -146,6 +147,17 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
             _make(pool, recipe, request, name, what, failed)
     selection.point_at(pool.layout, name)
     return Outcome(selection.load(pool.layout, name), failed, False)
+
+
+@contextmanager
+def _not_left_empty(folder: Path) -> Iterator[None]:
+    """What is refused inside leaves no folder that holds nothing."""
+    try:
+        yield
+    except CurateError:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _without_vectors(pool: Pool, recipe: Recipe) -> dict[str, str]:

@@ -7,6 +7,7 @@ shards. Rows that lack something the scorer needs get an error code and nulls.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("curate.score")
 
 STAGE, VERSION = "score", 1
+_NAME = re.compile(r"\w[\w.+-]{0,99}")
 SPREAD = 50_000
 """Rows from which a scorer over captions is spread over processes."""
 
@@ -70,6 +72,10 @@ class PairSimilarity(Scorer):
 
 def folder_name(scorer: Scorer) -> str:
     """`<scorer>-v<N>`, and a digest of the settings where it has any."""
+    if not _NAME.fullmatch(scorer.name):
+        raise InputError(
+            f"scorer {scorer.name}", "its name cannot be a folder's", hint="letters, digits, -, _, + and . alone"
+        )
     settings = settings_of(scorer)
     return f"{scorer.name}-v{scorer.version}" + (f"-{receipts.digest(settings)[:8]}" if settings else "")
 
@@ -288,6 +294,8 @@ def _column(scorer: Scorer, name: str, kind: str, answer: Mapping[str, Any], row
         column = pl.Series(name, answer[name], dtype=dtype(kind), strict=False)
     if len(column) != rows:
         raise PartError(f"rule {scorer.name}", f"gave {len(column):,} values of {name!r} for {rows:,} rows")
+    if column.null_count() > sum(v is None or v != v for v in answer[name]):
+        raise PartError(f"rule {scorer.name}", f"gave values of {name!r} that are no {kind}")
     return column
 
 

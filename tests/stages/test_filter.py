@@ -483,6 +483,17 @@ def test_metadata_is_judged_also_where_shards_are_there(tmp_path: Path) -> None:
     assert values == [direct[uid_of(s, r)] if (s, r) != (7, 7) else None for s, r in order]
 
 
+def test_a_refusal_leaves_no_folder(tmp_path: Path) -> None:
+    make_metadata(tmp_path, rows([0.1, 0.2]))
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        PER_SHARD.replace("needs(self):\n        return [Score(Brightness())]", "needs(self):\n        return []")
+    )
+    with pytest.raises(InputError, match="brightness"):
+        run(tmp_path, str(file), name="wrong")
+    assert not (tmp_path / "selections" / "wrong").exists()
+
+
 def published(folder: Path, part: str, vectors: Sequence[Sequence[float]]) -> None:
     """ViT-L-14/openai's vectors of a metadata file, as DataComp publishes them."""
     array = np.array(vectors, dtype=np.float16)

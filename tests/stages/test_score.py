@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 import pytest
 
 from curate.errors import InputError
+from curate.filter_api import Column, Need, Scorer
 from curate.pool import Pool, open_pool
 from curate.stages import score
 from tests.pools import make_metadata, make_pool
@@ -70,6 +73,43 @@ def test_a_missing_caption_has_a_code_of_its_own(tmp_path: Path) -> None:
     pool = open_pool(tmp_path)
     score.score(pool, Length(), workers=0)
     assert stored(pool, Length(), "m")["error_code"].to_list() == [None, "no_caption"]
+
+
+@dataclass(frozen=True)
+class Answers(Scorer):
+    """Whatever it is told to answer."""
+
+    name: ClassVar[str] = "answers"
+    version: ClassVar[int] = 1
+    columns: ClassVar[Mapping[str, str]] = {"number": "Float32", "count": "Int32"}
+
+    number: Any = 1.0
+    count: Any = 1
+
+    def needs(self) -> list[Need]:
+        return [Column("number")]
+
+    def open(self, device: str) -> Any:
+        return lambda batch: {"number": [self.number] * len(batch), "count": [self.count] * len(batch)}
+
+
+def test_a_value_of_another_kind_fails_the_part_and_is_never_lost(tmp_path: Path) -> None:
+    pool = metadata(tmp_path, [1.0, 2.0])
+    for scorer, name in ((Answers(number="far"), "number"), (Answers(count=1 << 40), "count")):
+        summary = score.score(pool, scorer, workers=0)
+        assert f"gave values of {name!r} that are no " in str(summary.failed["m"])
+    for scorer in (Answers(number=3), Answers(number=None, count=None), Answers(number=float("nan"))):
+        assert not score.score(pool, scorer, workers=0).failed
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../../up", ".hidden", "a b", "x" * 101])
+def test_a_name_that_no_folder_can_have_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = metadata(tmp_path, [1.0])
+    monkeypatch.setattr(Answers, "name", name)
+    with pytest.raises(InputError, match="its name cannot be a folder's"):
+        score.score(pool, Answers(), workers=0)
 
 
 def test_settings_and_versions_have_folders_of_their_own(tmp_path: Path) -> None:
