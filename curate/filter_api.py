@@ -262,8 +262,12 @@ class Left(Protocol):
     def pool_n(self) -> int:
         """How many the pool has."""
 
-    def frame(self) -> pl.LazyFrame:
-        """Column `uid` and the columns that were asked for; a null is a value that is not there."""
+    def frame(self, *wanted: pl.Expr) -> pl.LazyFrame:
+        """Column `uid` and the columns that were asked for; a null is a value that is not there.
+
+        With `wanted`, these instead: each computed from a row alone, a part at a time, so that the texts that
+        they are made of are never held for all rows at once.
+        """
 
     def vectors(self, model: str, side: str) -> tuple[npt.NDArray[np.bool_], Iterator[npt.NDArray[np.float32]]]:
         """Which rows have a vector, and all rows (zeros where none) as consecutive blocks, float32."""

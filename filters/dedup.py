@@ -73,7 +73,7 @@ class Dedup(Sampler):
     def draw(self, left: Left) -> Draw:
         import numpy as np
 
-        table = left.frame().select(*_identities(), *self._ranks()).collect(engine="streaming")
+        table = left.frame(*_identities(), *self._ranks()).collect()
         judged = np.ones(left.n, np.bool_)
         near: Pairs = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
         if self.model is not None:

@@ -317,13 +317,13 @@ class SamplesLeft:
     def pool_n(self) -> int:
         return self.samples.n
 
-    def frame(self) -> pl.LazyFrame:
+    def frame(self, *wanted: pl.Expr) -> pl.LazyFrame:
         chosen = []
         for index, part in enumerate(self.samples.parts):
             mask = self._left[self.samples.span(index)]
             frame = self.samples.frame(self.needs, part)
             with reading(frame, part):
-                chosen.append(frame.collect().filter(pl.Series(mask)))
+                chosen.append((frame.select(wanted) if wanted else frame).collect().filter(pl.Series(mask)))
         whole = pl.concat(chosen, how="vertical_relaxed")
         place = np.empty(self.samples.n, dtype=np.int64)
         place[np.flatnonzero(self._left)] = np.arange(self.n)

@@ -80,8 +80,8 @@ class FakeLeft:
     def n(self) -> int:
         return len(self.table)
 
-    def frame(self) -> pl.LazyFrame:
-        return self.table.lazy()
+    def frame(self, *wanted: pl.Expr) -> pl.LazyFrame:
+        return self.table.lazy().select(wanted) if wanted else self.table.lazy()
 
     def vectors(self, model: str, side: str) -> tuple[npt.NDArray[np.bool_], Iterator[npt.NDArray[np.float32]]]:
         array = self.arrays[model, side]

@@ -115,6 +115,9 @@ def test_left_is_in_uid_order_throughout(samples: Samples) -> None:
     whole = pl.concat([samples.frame([Column("score")], p).collect() for p in samples.parts])
     told = dict(zip(whole["uid"], whole["score"], strict=True))
     assert frame["score"].to_list() == [told[u] for u in frame["uid"]]
+    half = left.frame(pl.col("score") / 2).collect()
+    assert half.columns == ["score"]
+    assert half["score"].to_list() == [None if s is None else s / 2 for s in frame["score"]]
     luck = dict(zip(frame["uid"], left.chance(7), strict=True))
     everyone = SamplesLeft(samples, [], np.ones(12, dtype=bool))
     again = dict(zip(everyone.frame().collect()["uid"], everyone.chance(7), strict=True))
