@@ -109,6 +109,26 @@ def find(pool: Pool, model: str, side: str) -> VectorSource | None:
     return None
 
 
+def lacking(pool: Pool, model: str) -> dict[str, str]:
+    """The parts that have no published vectors of `model` although others have, and why."""
+    from curate.pool import npz
+
+    names = PUBLISHED.get(model)
+    if names is None:
+        return {}
+    found = {}
+    for part in pool.parts:
+        try:
+            there = npz.names(part.npz) if part.npz else []
+        except PartError as error:
+            found[part.name] = str(error)
+        else:
+            absent = [n for n in (names.image, names.text) if n not in there]
+            if absent:
+                found[part.name] = f"no {' and no '.join(absent)}" if part.npz else "no npz"
+    return found if len(found) < len(pool.parts) else {}
+
+
 def published(pool: Pool, model: str) -> bool:
     """Whether every part has published vectors of `model`, image and text."""
     from curate.pool import npz

@@ -6,6 +6,7 @@ time; over ten minutes it wants a yes.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from curate.stages.samples import similarity_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+log = logging.getLogger("curate.filter")
 
 ASK_FROM = 600.0
 """Seconds of work over pixels from which `filter` asks first."""
@@ -79,6 +82,8 @@ def _for_need(pool: Pool, rule: str, need: Need, means: Means) -> Iterator[Work]
             yield from _score(pool, rule, score.PairSimilarity(need.model), means)
     elif isinstance(need, (Vectors, Neighbours)):
         if not vectors.published(pool, need.model):
+            for part, why in vectors.lacking(pool, need.model).items():
+                log.warning("%s has no published vectors of %s: %s", part, need.model, why)
             yield from _embed(pool, need.model, means)
     elif isinstance(need, Score):
         for inner in need.scorer.needs():

@@ -524,6 +524,28 @@ def test_vectors_of_another_number_of_rows_cost_their_part(tmp_path: Path) -> No
     assert "have 1 rows where the part has 2" in outcome.failed_parts["0" * 32]
 
 
+def test_a_part_without_the_vectors_that_others_have_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part in range(3):
+        make_metadata(tmp_path, rows([0.1], start=part), name=str(part) * 32)
+        published(tmp_path, str(part) * 32, [[1, part]])
+    (tmp_path / "metadata" / f"{'0' * 32}.npz").write_bytes(b"PK")
+    (tmp_path / "metadata" / f"{'1' * 32}.npz").unlink()
+    with pytest.raises(InputError, match="has no shards, so no pixels"):
+        run(tmp_path, "dedup:model=ViT-L-14/openai")
+    said = [r.getMessage() for r in caplog.records if "published vectors" in r.getMessage()]
+    assert len(said) == 2
+    assert said[0].startswith(f"{'0' * 32} has no published vectors of ViT-L-14/openai: ")
+    assert "is not a readable npz" in said[0]
+    assert said[1].endswith(": no npz")
+    (tmp_path / "metadata" / f"{'2' * 32}.npz").unlink()
+    caplog.clear()
+    with pytest.raises(InputError, match="has no shards, so no pixels"):
+        run(tmp_path, "dedup:model=ViT-L-14/openai")
+    assert not caplog.records
+
+
 def scores_of(folder: Path, part: str) -> dict[str, float]:
     """uid to the brightness that was stored for a shard."""
     table = pl.read_parquet(folder / "scores" / "brightness-v1" / f"{part}.parquet")
