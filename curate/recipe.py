@@ -294,8 +294,8 @@ def parse(text: str, where: str) -> Recipe:
         import tomli as tomllib
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(where, f"is not TOML ({error})") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(where, f"is not TOML that can be read ({error})") from error
     receipts.check_format(raw, Path(where))
     known = {"format", "about", "keep_same_uid", "rule"}
     for key in raw:

@@ -141,7 +141,8 @@ def test_the_digest_is_of_what_is_said() -> None:
         ("", "here: has no [[rule]]"),
         ("rule = 3", "here: has no [[rule]]"),
         ("rule = [3]", "here, rule 1: is not a table (found 3)"),
-        ("[[rule]", "here: is not TOML ("),
+        ("[[rule]", "here: is not TOML that can be read ("),
+        ("x = " + "[" * 3000, "here: is not TOML that can be read ("),
         (
             "format = 2\n[[rule]]\nuse = 'random'",
             "here: was written in a newer form (format 2, this version reads up to 1)",

@@ -131,27 +131,31 @@ def _show(outcome: Outcome, as_json: bool) -> None:
     common.show(f"\nselection {selection.name}{again}: {selection.folder}")
 
 
-WIDE = 60
-"""Characters of a rule that the funnel shows."""
+WIDE = 36
+"""Characters of a rule that stand in a line with its numbers."""
 
 
 def funnel_lines(selection: Selection) -> list[str]:
-    """The funnel of a selection as a table: in, dropped by each rule and why, unjudged and why, left."""
-    rows: list[tuple[Any, ...]] = [("rule", "in", "dropped", "unjudged", "left")]
+    """The funnel of a selection: in, dropped by each rule and why, unjudged and why, left; 80 columns wide.
+
+    A long rule stands above its numbers, and the figures that it rests on below them, outside of the columns.
+    """
+    lines: list[tuple[Any, ...] | str] = [("rule", "in", "dropped", "unjudged", "left")]
     for line in selection.funnel:
         dropped, unjudged = sum(line["dropped"].values()), sum(line["unjudged"].values())
-        text = line["text"] if len(line["text"]) <= WIDE else line["text"][: WIDE - 3] + "..."
-        rows.append((text, line["in"], dropped, unjudged, line["left"]))
-        figures = ", ".join(
-            f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in line["figures"].items()
-        )
-        if figures:
-            rows.append((f"  ({figures})", "", "", "", ""))
-        rows += [(f"  {reason}", "", count, "", "") for reason, count in line["dropped"].items()]
-        rows += [(f"  {code}", "", "", count, "") for code, count in line["unjudged"].items()]
+        short = len(line["text"]) <= WIDE
+        lines += [] if short else [line["text"]]
+        lines.append((line["text"] if short else "", line["in"], dropped, unjudged, line["left"]))
+        lines += [
+            f"  ({name} {figure:.6g})" if isinstance(figure, float) else f"  ({name} {figure})"
+            for name, figure in line["figures"].items()
+        ]
+        lines += [(f"  {reason}", "", count, "", "") for reason, count in line["dropped"].items()]
+        lines += [(f"  {code}", "", "", count, "") for code, count in line["unjudged"].items()]
     counts = selection.counts
-    rows.append(("total", counts["samples"], counts["dropped"], counts["unjudged"], counts["kept"]))
-    return common.table(rows, right=[1, 2, 3, 4]).splitlines()
+    lines.append(("total", counts["samples"], counts["dropped"], counts["unjudged"], counts["kept"]))
+    rows = iter(common.table([row for row in lines if isinstance(row, tuple)], right=[1, 2, 3, 4]).splitlines())
+    return [line if isinstance(line, str) else next(rows) for line in lines]
 
 
 def rules(

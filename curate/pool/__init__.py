@@ -123,6 +123,29 @@ class Pool:
         there = (column_in(self._file_columns(p), name) for p in self.parts if p.name in self.rows)
         return all(column is not None for column in there)
 
+    @cached_property
+    def shard_columns(self) -> frozenset[str]:
+        """What only the shards' tables tell of a sample; empty where samples are their rows."""
+        if not self.joined:
+            return frozenset()
+        return frozenset(self._shard_names) - self.columns
+
+    @cached_property
+    def _shard_names(self) -> dict[str, str]:
+        """The machine's name of each column of the shards' tables, to theirs; read off the first that is whole."""
+        for shard in self.shards:
+            try:
+                names = _footer(shard.table).schema.to_arrow_schema().names
+            except PartError:
+                continue
+            known = {c: name for name in ALIASES if (c := column_in(names, name))}
+            return {known.get(c, c): c for c in names}
+        return {}
+
+    def shard_column(self, name: str) -> str:
+        """What the shards' tables call the column that the machine calls `name`."""
+        return self._shard_names[name]
+
     def _file_columns(self, part: Part) -> set[str]:
         known = self._footers.get(part.name) if part.shard is None or not self.joined else None
         footer = _footer(part.path) if known is None else known
@@ -164,7 +187,7 @@ class Pool:
 
     def need_column(self, name: str, where: str) -> None:
         """Raise InputError, naming the columns that are there, unless some part has this one."""
-        if name not in self.columns:
+        if name not in self.columns and name not in self.shard_columns:
             hint = "take a pool whose tables have it, or set what reads it otherwise"
             raise UnknownName(where, "column", name, self.columns, hint=hint)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -84,7 +85,7 @@ class Decisions:
             {
                 "rule": name,
                 "text": text,
-                "figures": notes,
+                "figures": {name: _plain(figure) for name, figure in notes.items()},
                 "in": before,
                 "dropped": {w: int(c) for w, c in zip(self.reasons.words, dropped, strict=True) if c},
                 "unjudged": {w: int(c) for w, c in zip(self.codes.words, unjudged, strict=True) if c},
@@ -96,6 +97,11 @@ class Decisions:
         """Drop the global `rows` (index or mask) for one reason."""
         self.rule[rows] = self.rules.number(name)
         self.reason[rows] = self.reasons.number(reason)
+
+
+def _plain(figure: Any) -> Any:
+    """A figure as JSON can say it: infinity and NaN in words."""
+    return figure if not isinstance(figure, float) or math.isfinite(figure) else str(figure)
 
 
 def decide(

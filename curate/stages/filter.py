@@ -67,7 +67,7 @@ def settle(pool: Pool, recipe: Recipe, means: Means) -> tuple[Pool, Recipe]:
 
     Raises InputError for a column that no part has, before anything is computed.
     """
-    if not pool.joined or not pool.columns >= {"uid"} or _needs_shards(recipe):
+    if not pool.joined or "uid" not in pool.columns or _needs_shards(pool, recipe):
         pool = adopt.adopt(pool, workers=means.workers)
     settled = recipe.settle(PoolFacts(pool))
     for step in settled:
@@ -79,8 +79,9 @@ def settle(pool: Pool, recipe: Recipe, means: Means) -> tuple[Pool, Recipe]:
     return pool, settled
 
 
-def _needs_shards(recipe: Recipe) -> bool:
-    return any(not isinstance(n, Column) for s in recipe for r in s.rules for n in r.needs)
+def _needs_shards(pool: Pool, recipe: Recipe) -> bool:
+    needs_ = [n for s in recipe for r in s.rules for n in r.needs]
+    return any(not isinstance(n, Column) or n.name not in pool.columns for n in needs_)
 
 
 def dry_run(pool: Pool, recipe: Recipe, means: Means) -> tuple[list[Work], bool]:

@@ -49,7 +49,7 @@ class PoolFacts:
 
     @property
     def columns(self) -> frozenset[str]:
-        return self.pool.columns
+        return self.pool.columns | self.pool.shard_columns
 
     def model(self, rule: str, *, among: Sequence[str] = ()) -> str:
         found = [m for m in self.models if not among or m in among]
@@ -131,7 +131,8 @@ class Samples:
     def frame(self, needs: Sequence[Need], part: Part) -> pl.LazyFrame:
         """What `needs` names for the samples of a part, and `uid`: NaN as null, rows in the part's order."""
         columns = [n for n in needs if isinstance(n, Column)]
-        names = list(dict.fromkeys(["uid", *(c.name for c in columns)]))
+        borrowed = self._borrowed(needs)
+        names = [n for n in dict.fromkeys(["uid", *(c.name for c in columns)]) if n not in borrowed]
         published = [n for n in needs if isinstance(n, Similarity) and self._source(n) == "column"]
         raw = [PUBLISHED[n.model].similarity for n in published]
         base = self.pool.scan(part, [*names, *raw], optional=[c.name for c in columns if c.optional])
@@ -144,7 +145,20 @@ class Samples:
             _typed(self.join.columns(results, part, wanted).drop(FAILED), kinds).lazy()
             for results, wanted in self._results(needs)
         ]
+        if borrowed:
+            found = self.join.columns(self._tables, part, list(borrowed.values()))
+            beside.append(found.select(pl.col(raw).alias(name) for name, raw in borrowed.items()).lazy())
         return pl.concat([base, *beside], how="horizontal") if beside else base
+
+    def _borrowed(self, needs: Sequence[Need]) -> dict[str, str]:
+        """The columns that only the shards' tables have, by the machine's name: theirs."""
+        wanted = [n.name for n in needs if isinstance(n, Column) and n.name not in self.pool.columns]
+        there = self.pool.shard_columns if wanted else frozenset()
+        return {n: self.pool.shard_column(n) for n in wanted if n in there}
+
+    @property
+    def _tables(self) -> Results:
+        return Results(self.pool.shards[0].table.parent, "shard")
 
     def _source(self, need: Similarity) -> str | None:
         return similarity_source(self.pool, need)
@@ -171,6 +185,7 @@ class Samples:
     def folders(self, needs: Sequence[Need]) -> list[Path]:
         """The folders of all results that `needs` read."""
         found = [results.folder for results, _ in self._results(needs)]
+        found += [self._tables.folder] if self._borrowed(needs) else []
         models = [n.model for n in needs if isinstance(n, (Vectors, Neighbours))]
         slugs = [self.pool.embedded[m] for m in models if m in self.pool.embedded]
         return found + [self.pool.layout.embeddings(slug) for slug in slugs]
@@ -187,6 +202,7 @@ class Samples:
             both = wanted == ["similarity"] and results.folder.parent.name == "embeddings"
             found += self.join.columns(results, part, ["text_error_code"] if both else []).get_columns()
         found += [self._vector_codes(n, part) for n in needs if isinstance(n, (Vectors, Neighbours))]
+        found += [self.join.columns(self._tables, part, [])[FAILED]] if self._borrowed(needs) else []
         found.append(self.pool.failed(part))
         return pl.select(pl.coalesce(*found, pl.lit("no_value")).alias(FAILED)).to_series()
 

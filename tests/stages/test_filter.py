@@ -483,6 +483,28 @@ def test_metadata_is_judged_also_where_shards_are_there(tmp_path: Path) -> None:
     assert values == [direct[uid_of(s, r)] if (s, r) != (7, 7) else None for s, r in order]
 
 
+def test_what_only_the_shards_tell_is_read_from_them(tmp_path: Path) -> None:
+    """Metadata without sizes or hashes: a rule over them reads the shards' tables, joined by uid."""
+    sizes = make_pool(tmp_path, n_shards=2, rows=3, fails=lambda s, r: "http_404" if (s, r) == (1, 1) else None)
+    assert sizes.n == 6
+    order = [(1, 2), (0, 0), (7, 7), (1, 1), (1, 0)]
+    metadata = [{"uid": uid_of(s, r), "url": f"u{s}{r}", "text": "long enough a caption"} for s, r in order]
+    make_metadata(tmp_path, metadata)
+    wide = run(tmp_path, "basic:language=,min_side=10")
+    check(tmp_path, wide)
+    assert ends(tmp_path, wide) == ["kept", "kept", "?not_downloaded", "?http_404", "kept"]
+    narrow = run(tmp_path, "basic:language=,min_side=500")
+    assert ends(tmp_path, narrow).count("image_side") == 3
+    # the shards' tables are inputs: without one, its samples' sizes are not known
+    assert run(tmp_path, "basic:language=,min_side=500").reused
+    (tmp_path / "shards/_receipts/00000001.json").unlink()
+    again = run(tmp_path, "basic:language=,min_side=500")
+    assert not again.reused
+    assert ends(tmp_path, again) == ["?not_downloaded", "image_side", *["?not_downloaded"] * 3]
+    with pytest.raises(InputError, match="no column 'aesthetics'"):
+        run(tmp_path, "dedup:keep=aesthetics")
+
+
 def test_a_refusal_leaves_no_folder(tmp_path: Path) -> None:
     make_metadata(tmp_path, rows([0.1, 0.2]))
     file = tmp_path / "wrong.py"
