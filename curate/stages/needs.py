@@ -10,6 +10,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from curate import models, runner
@@ -18,7 +20,7 @@ from curate.filter_api import Need, Neighbours, Score, Scorer, Similarity, Vecto
 from curate.plugins import blamed
 from curate.pool import Pool, need_shards, vectors
 from curate.progress import span
-from curate.recipe import Recipe
+from curate.recipe import Recipe, Rule
 from curate.stages import embed, score
 from curate.stages.samples import similarity_source
 
@@ -38,6 +40,8 @@ class Work:
     """One thing to compute before the rules can run."""
 
     what: str
+    where: Path
+    """The folder that it fills: what two works have in common if they are one."""
     rows: int
     pixels: bool
     command: str
@@ -63,17 +67,17 @@ def plan(pool: Pool, recipe: Recipe, means: Means) -> Iterator[Work]:
 
     A generator: what comes later is found when the earlier is done, because it may be computed from it.
     """
-    done: set[str] = set()
+    done: set[Path] = set()
     for step in recipe:
         for rule in step.rules:
             for need in rule.needs:
-                for work in _for_need(pool, rule.name, need, means):
-                    if work.command not in done:
-                        done.add(work.command)
+                for work in _for_need(pool, rule, need, means):
+                    if work.where not in done:
+                        done.add(work.where)
                         yield work
 
 
-def _for_need(pool: Pool, rule: str, need: Need, means: Means) -> Iterator[Work]:
+def _for_need(pool: Pool, rule: Rule, need: Need, means: Means) -> Iterator[Work]:
     if isinstance(need, Similarity):
         source = similarity_source(pool, need)
         if source in (None, "own"):
@@ -98,6 +102,7 @@ def _embed(pool: Pool, model: str, means: Means) -> Iterator[Work]:
     if rows:
         yield Work(
             f"embed {spec.name}",
+            pool.layout.embeddings(spec.slug),
             rows,
             True,
             f"curate embed --pool {pool.layout.root} --model {spec.name}",
@@ -138,15 +143,16 @@ _DECODE = 0.004
 """Seconds one core takes to decode and resize an image of 512 px."""
 
 
-def _score(pool: Pool, rule: str, scorer: Scorer, means: Means) -> Iterator[Work]:
+def _score(pool: Pool, rule: Rule, scorer: Scorer, means: Means) -> Iterator[Work]:
     rows = score.pending(pool, scorer)
     if rows:
         pixels = score.over_pixels(scorer)
         yield Work(
             f"score {scorer.name}",
+            score.results(pool, scorer).folder,
             rows,
             pixels,
-            f"curate score --pool {pool.layout.root} --rule {rule}",
+            f"curate score --pool {pool.layout.root} --rule {quote(rule.text)}",
             lambda: score.score(pool, scorer, device=means.device, workers=means.workers),
             lambda: rows * (_score_seconds(pool, scorer, means) if pixels else 0.0),
         )

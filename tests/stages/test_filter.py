@@ -505,6 +505,18 @@ def test_what_only_the_shards_tell_is_read_from_them(tmp_path: Path) -> None:
         run(tmp_path, "dedup:keep=aesthetics")
 
 
+def test_one_scorer_in_two_settings_is_computed_twice(tmp_path: Path) -> None:
+    make_pool(tmp_path / "pool", n_shards=2, rows=3)
+    for name, word in (("things", "thing"), ("tables", "table")):
+        (tmp_path / name).write_text(word + "\n")
+    rules = [f"concepts:vocabulary={tmp_path / 'things'},cap=5", f"concepts:vocabulary={tmp_path / 'tables'},cap=2"]
+    outcome = run(tmp_path / "pool", *rules)
+    check(tmp_path / "pool", outcome)
+    assert [line["left"] for line in outcome.selection.funnel] == [5, 2]
+    assert outcome.selection.counts["unjudged"] == 0
+    assert len(list((tmp_path / "pool/scores").iterdir())) == 2
+
+
 def test_a_refusal_leaves_no_folder(tmp_path: Path) -> None:
     make_metadata(tmp_path, rows([0.1, 0.2]))
     file = tmp_path / "wrong.py"
