@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("curate.pool")
 
+HELD = 4
+"""Results of all shards that are kept in memory: about what one rule reads."""
+
 
 @dataclass(frozen=True)
 class Results:
@@ -39,22 +42,21 @@ class Results:
 class Join:
     """The rows of the shards' tables that the pool's samples stand for.
 
-    Costs 24 bytes a sample where the pool has metadata, nothing where samples are the shards' rows.
+    Costs 32 bytes a sample where the pool has metadata, nothing where samples are the shards' rows.
     """
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self._held: tuple[tuple[Results, tuple[str, ...]], pl.DataFrame] | None = None
+        self._rows: dict[str, npt.NDArray[np.int64]] = {}
+        self._held: dict[tuple[Results, tuple[str, ...]], pl.DataFrame] = {}
 
     @cached_property
-    def _uids(self) -> list[npt.NDArray[np.void]]:
-        return [self._shard_uids(s) for s in self.pool.shards]
-
-    @cached_property
-    def _sorted(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.intp]]:
-        pairs = np.concatenate(self._uids) if self._uids else np.empty(0, dtype=uids.UID_DTYPE)
+    def _sorted(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+        """All shards' uids in order, where each stood, and the first row of each shard."""
+        held = [self._shard_uids(s) for s in self.pool.shards]
+        pairs = np.concatenate(held) if held else np.empty(0, dtype=uids.UID_DTYPE)
         order = uids.sort_order(pairs)
-        return pairs[order], order
+        return pairs[order], order, np.concatenate([[0], np.cumsum([len(h) for h in held], dtype=np.int64)])
 
     def _shard_uids(self, shard: Shard) -> npt.NDArray[np.void]:
         try:
@@ -66,17 +68,18 @@ class Join:
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
         """The first global row of each shard, and the number of all."""
-        return np.concatenate([[0], np.cumsum([len(held) for held in self._uids], dtype=np.int64)])
+        return self._sorted[2]
 
     def rows(self, part: Part) -> npt.NDArray[np.int64]:
         """For each sample of a metadata part the global row among all shards' rows, -1 where there is none.
 
         Of several shard rows with one uid the first counts.
         """
-        ordered, order = self._sorted
-        wanted = self.pool.uids(part)
-        at = uids.find(ordered, wanted)
-        return np.where(at >= 0, order[np.maximum(at, 0)], -1) if len(order) else at
+        if part.name not in self._rows:
+            ordered, order, _ = self._sorted
+            at = uids.find(ordered, self.pool.uids(part))
+            self._rows[part.name] = np.where(at >= 0, order[np.maximum(at, 0)], -1) if len(order) else at
+        return self._rows[part.name]
 
     def columns(self, results: Results, part: Part, names: Sequence[str]) -> pl.DataFrame:
         """The named columns of `results` and `error_code` for each sample of `part`, in its order.
@@ -97,14 +100,16 @@ class Join:
         )
 
     def _whole(self, results: Results, wanted: tuple[str, ...]) -> pl.DataFrame:
-        """The columns of all shards; the last answer is held, because every part of the pool asks for it."""
-        if self._held is None or self._held[0] != (results, wanted):
+        """The columns of all shards; the last few are held, because every part of the pool asks for them."""
+        if (results, wanted) not in self._held:
             held = [
                 _read(results.folder, shard.name, list(wanted), int(rows))
                 for shard, rows in zip(self.pool.shards, np.diff(self.starts), strict=True)
             ]
-            self._held = (results, wanted), pl.concat(held, how="vertical_relaxed")
-        return self._held[1]
+            while len(self._held) >= HELD:
+                del self._held[next(iter(self._held))]
+            self._held[results, wanted] = pl.concat(held, how="vertical_relaxed")
+        return self._held[results, wanted]
 
 
 def _read(folder: Path, part: str, names: list[str], rows: int) -> pl.DataFrame:
