@@ -18,7 +18,7 @@ from curate import receipts, uids
 from curate.errors import InputError, PartError, UnknownName
 from curate.pool import layout as layouts
 from curate.pool.layout import Layout, Shard
-from curate.pool.names import ALIASES, PUBLISHED, column_in
+from curate.pool.names import PUBLISHED, column_in, machine_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,11 @@ class Pool:
         """Whether samples are rows of metadata, so that results per shard are joined by uid."""
         return bool(self.parts) and self.parts[0].shard is None
 
+    @property
+    def per_shard(self) -> str:
+        """What results made per shard go with: the `shard`, or the `part` where these are the same."""
+        return "shard" if self.joined else "part"
+
     # --- samples ------------------------------------------------------------------------------------------
 
     @cached_property
@@ -112,10 +117,7 @@ class Pool:
         found: set[str] = set()
         for part in self.parts:
             if part.name in self.rows:
-                there = self._file_columns(part)
-                known = {name: column_in(there, name) for name in ALIASES}
-                renamed = {c for c in known.values() if c}
-                found |= {name for name, c in known.items() if c} | (there - renamed)
+                found |= machine_names(self._file_columns(part)).keys()
         return frozenset(found)
 
     def covered_by(self, name: str) -> bool:
@@ -135,11 +137,9 @@ class Pool:
         """The machine's name of each column of the shards' tables, to theirs; read off the first that is whole."""
         for shard in self.shards:
             try:
-                names = _footer(shard.table).schema.to_arrow_schema().names
+                return machine_names(_footer(shard.table).schema.to_arrow_schema().names)
             except PartError:
                 continue
-            known = {c: name for name in ALIASES if (c := column_in(names, name))}
-            return {known.get(c, c): c for c in names}
         return {}
 
     def shard_column(self, name: str) -> str:
@@ -281,6 +281,19 @@ class Pool:
             if names.similarity in self.columns or self._published_vectors(model)
         ]
         return tuple(dict.fromkeys([*published, *self.embedded]))
+
+    @cached_property
+    def published(self) -> frozenset[str]:
+        """The models whose image and text vectors every part has published."""
+        from curate.pool import npz
+
+        if not all(part.npz for part in self.parts):
+            return frozenset()
+        try:
+            there = [set(npz.names(part.npz)) for part in self.parts if part.npz]
+        except PartError:
+            return frozenset()  # `lacking` and `models` tell of it
+        return frozenset(m for m, n in PUBLISHED.items() if there and all({n.image, n.text} <= t for t in there))
 
     def _published_vectors(self, model: str) -> bool:
         from curate.pool import npz

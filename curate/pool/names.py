@@ -31,6 +31,13 @@ PUBLISHED: Mapping[str, Published] = {
 }
 
 
+def machine_names(columns: Iterable[str]) -> dict[str, str]:
+    """The machine's name of each column of a file, to the file's own; a column without one keeps its name."""
+    there = list(columns)
+    renamed = {source: name for name in ALIASES if (source := column_in(there, name))}
+    return {renamed.get(column, column): column for column in there}
+
+
 def column_in(columns: Iterable[str], name: str) -> str | None:
     """The column of a file that holds what the machine calls `name`, or None."""
     there = set(columns)

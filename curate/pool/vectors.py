@@ -33,7 +33,7 @@ class VectorSource:
     @property
     def per(self) -> str:
         """Which parts the files go with."""
-        return "shard" if self.kind == "own" and self.pool.joined else "part"
+        return self.pool.per_shard if self.kind == "own" else "part"
 
     @property
     def names(self) -> list[str]:
@@ -102,7 +102,7 @@ class VectorSource:
 
 def find(pool: Pool, model: str, side: str) -> VectorSource | None:
     """The vectors of `model`: published where every part has them, else our own, else None."""
-    if published(pool, model):
+    if model in pool.published:
         return VectorSource(pool, model, side, "published")
     if model in pool.embedded:
         return VectorSource(pool, model, side, "own")
@@ -127,17 +127,3 @@ def lacking(pool: Pool, model: str) -> dict[str, str]:
             if absent:
                 found[part.name] = f"no {' and no '.join(absent)}" if part.npz else "no npz"
     return found if len(found) < len(pool.parts) else {}
-
-
-def published(pool: Pool, model: str) -> bool:
-    """Whether every part has published vectors of `model`, image and text."""
-    from curate.pool import npz
-
-    names = PUBLISHED.get(model)
-    if names is None or not pool.parts:
-        return False
-    wanted = {names.image, names.text}
-    try:
-        return all(p.npz is not None and wanted <= set(npz.names(p.npz)) for p in pool.parts)
-    except PartError:
-        return False  # the pool warns of it

@@ -85,7 +85,7 @@ def _for_need(pool: Pool, rule: Rule, need: Need, means: Means) -> Iterator[Work
         elif source == "published":
             yield from _score(pool, rule, score.PairSimilarity(need.model), means)
     elif isinstance(need, (Vectors, Neighbours)):
-        if not vectors.published(pool, need.model):
+        if need.model not in pool.published:
             for part, why in vectors.lacking(pool, need.model).items():
                 log.warning("%s has no published vectors of %s: %s", part, need.model, why)
             yield from _embed(pool, need.model, means)

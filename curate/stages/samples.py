@@ -86,7 +86,7 @@ def _has_source(pool: Pool, model: str, source: str) -> bool:
     if source == "own":
         return model in pool.embedded
     if source == "published":
-        return vectors.published(pool, model)
+        return model in pool.published
     return model in PUBLISHED and PUBLISHED[model].similarity in pool.columns
 
 
@@ -100,6 +100,7 @@ class Samples:
     pool: Pool
     parts: list[Part] = field(init=False)
     starts: npt.NDArray[np.int64] = field(init=False)
+    _found: dict[Similarity, str | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.parts = [p for p in self.pool.parts if p.name in self.pool.rows]
@@ -161,7 +162,9 @@ class Samples:
         return Results(self.pool.shards[0].table.parent, "shard")
 
     def _source(self, need: Similarity) -> str | None:
-        return similarity_source(self.pool, need)
+        if need not in self._found:  # every part asks, and the answer looks at all of them
+            self._found[need] = similarity_source(self.pool, need)
+        return self._found[need]
 
     def _results(self, needs: Sequence[Need]) -> Iterator[tuple[Results, list[str]]]:
         for need in needs:
@@ -172,7 +175,7 @@ class Samples:
                 yield score.results(self.pool, scorer), ["similarity"]
             elif isinstance(need, Similarity) and self._source(need) == "own":
                 folder = self.pool.layout.embeddings(self.pool.embedded[need.model])
-                yield Results(folder, "shard" if self.pool.joined else "part"), ["similarity"]
+                yield Results(folder, self.pool.per_shard), ["similarity"]
 
     def sources(self, needs: Sequence[Need]) -> dict[str, str]:
         """Which model and source a rule's numbers come from, for the funnel."""
@@ -216,8 +219,7 @@ class Samples:
             except PartError:
                 return pl.Series(["part_failed"] * rows, dtype=pl.String)
             return pl.Series([None] * rows, dtype=pl.String)
-        per = "shard" if self.pool.joined else "part"
-        return self.join.columns(Results(source.folder, per), part, [])[FAILED]
+        return self.join.columns(Results(source.folder, source.per), part, [])[FAILED]
 
     # --- vectors ------------------------------------------------------------------------------------------
 

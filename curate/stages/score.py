@@ -107,7 +107,7 @@ def over_pixels(scorer: Scorer) -> bool:
 
 def _per(pool: Pool, scorer: Scorer) -> str:
     per_shard = over_pixels(scorer) or any(s.per == "shard" for s in _sources(pool, scorer))
-    return "shard" if per_shard and pool.joined else "part"
+    return pool.per_shard if per_shard else "part"
 
 
 def _parts(pool: Pool, per: str) -> list[Part]:
