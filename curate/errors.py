@@ -135,8 +135,13 @@ ERROR_CODES: dict[str, str] = {
     "bad_url": "the URL cannot be parsed",
     "bad_scheme": "the URL is neither http nor https",
     "private_address": "the host, or one it redirects to, has a private, loopback or link-local address",
+    "duplicate_url": "an earlier row of the list has the same URL (--dedup-urls)",
+    "blocked": "on the block list: not stored, and nothing more is said of it",
+    "robots": "the host's robots.txt asks not to fetch it (--robots)",
+    "no_file": "the file of a local source cannot be read",
     # reaching it
-    "dns": "the host name did not resolve",
+    "dns": "no name server answered for the host",
+    "no_such_host": "there is no host of this name",
     "tls": "the certificate or the TLS handshake was refused",
     "refused": "the host refused the connection or could not be reached",
     "reset": "the connection broke before the body was complete",
@@ -151,7 +156,9 @@ ERROR_CODES: dict[str, str] = {
     "hash_mismatch": "the bytes are not those the list names",
     "not_an_image": "no image format known to the decoder",
     "bad_image": "an image that does not decode to its end",
+    "decoder_died": "the process that decoded it died or hung, three times",
     "too_many_pixels": "more pixels than the limit, read from the header",
+    "too_many_frames": "more frames than the limit, read from the header",
     "too_small": "the shorter side is under --min-image-size",
     "bad_aspect": "the aspect ratio is over --max-aspect-ratio",
     "encode_failed": "the resized image could not be encoded",
@@ -169,3 +176,14 @@ ERROR_CODES: dict[str, str] = {
     "bad_metadata": "a metadata value that the stage needs is missing or of the wrong kind",
 }
 """Every error code a table may hold, and its meaning (`http_NNN` stands for http_404 and its kin)."""
+
+
+TRANSIENT = frozenset(
+    {"dns", "timeout", "reset", "refused", "bad_response", "empty", "decoder_died", "http_408", "http_425", "http_429"}
+)
+"""Error codes, beside those of a server that fails (http_5NN), that another attempt may mend."""
+
+
+def is_transient(code: str) -> bool:
+    """Whether another attempt may mend a sample that failed with `code`; else it is taken for dead."""
+    return code in TRANSIENT or code.startswith("http_5")

@@ -17,6 +17,7 @@ RESIZE_MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop
 INTERPOLATIONS = ("nearest", "linear", "bilinear", "cubic", "bicubic", "area", "lanczos", "lanczos4")
 ENCODE_FORMATS = ("jpg", "png", "webp")
 HASHES = ("md5", "sha1", "sha256", "sha512")
+ON_MISMATCH = ("keep", "drop", "record")
 
 
 def _choice(what: str, value: str, known: tuple[str, ...]) -> None:
@@ -41,8 +42,10 @@ class FetchLimits:
     """What one URL may cost, and what is refused. Seconds and bytes.
 
     `total_seconds` bounds a URL altogether: every redirect, retry and wait between retries. `max_bytes`
-    bounds the body as sent and as decompressed. `allow_private` permits private, loopback and link-local
-    hosts.
+    bounds the body as sent and as decompressed; `min_rate` is the least number of its bytes a second, on
+    average, once `idle_seconds` have passed. `per_host` is how many requests one host has at once.
+    `allow_private` permits private, loopback and link-local hosts. `block_list` names a file of hashes of what
+    must not be had (fetch/blocks.py). `contact` tells the hosts whom to write to.
     """
 
     connect_seconds: float = 5.0
@@ -53,9 +56,13 @@ class FetchLimits:
     retries: int = 2
     backoff_seconds: float = 0.5
     per_host: int = 16
+    min_rate: int = 1_000
     allow_private: bool = False
     obey_opt_out: bool = True
+    obey_robots: bool = False
+    block_list: str | None = None
     user_agent: str = f"{AGENT_TOKEN} (image-text dataset download; obeys X-Robots-Tag)"
+    contact: str | None = None
 
     def __post_init__(self) -> None:
         _positive(
@@ -65,18 +72,33 @@ class FetchLimits:
             max_bytes=self.max_bytes,
             per_host=self.per_host,
         )
-        _not_negative(max_redirects=self.max_redirects, retries=self.retries, backoff_seconds=self.backoff_seconds)
-        if not self.user_agent.isprintable() or not self.user_agent.isascii():
-            raise InputError("--user-agent", f"must be printable ASCII (found {self.user_agent!r})")
+        _not_negative(
+            max_redirects=self.max_redirects,
+            retries=self.retries,
+            backoff_seconds=self.backoff_seconds,
+            min_rate=self.min_rate,
+        )
+        for flag, text in (("--user-agent", self.user_agent), ("--contact", self.contact or "-")):
+            if not text.strip() or not text.isprintable() or not text.isascii():
+                raise InputError(flag, f"must be printable ASCII (found {text!r})")
+
+    @property
+    def agent(self) -> str:
+        """The User-Agent header: who we are, and whom to write to."""
+        return f"{self.user_agent} (contact: {self.contact})" if self.contact else self.user_agent
 
 
 @dataclass(frozen=True)
 class ImageSettings:
     """How a downloaded image becomes a stored one; names and meanings are img2dataset's.
 
-    `max_pixels` is read from the file's header before anything is decoded; the limits of img2dataset
-    (`min_image_size`, `max_image_area`, `max_aspect_ratio`) are too. `compute_hash` names the hash of the
-    downloaded bytes that the table holds; `verify_hash` the one that the list gives and that must match.
+    `max_pixels` and `max_frames` are read from the file's header before anything is decoded; the limits of
+    img2dataset (`min_image_size`, `max_image_area`, `max_aspect_ratio`) are too. `compute_hash` names the hash
+    of the downloaded bytes that the table holds; `verify_hash` the one that the list gives, and `on_mismatch`
+    what becomes of an image that has another: `drop` fails it, `record` keeps it and says so in the table,
+    `keep` keeps it and says nothing. `draft` lets a large JPEG be decoded at a half, a quarter or an eighth of
+    its size where that leaves enough pixels to resize from. `keep_exif` keeps the EXIF texts in the table,
+    without places, maker notes and thumbnails.
     """
 
     image_size: int = 512
@@ -91,8 +113,12 @@ class ImageSettings:
     max_image_area: float = float("inf")
     max_aspect_ratio: float = float("inf")
     max_pixels: int = 100_000_000
+    max_frames: int = 1_000
+    draft: bool = True
+    keep_exif: bool = False
     compute_hash: str = "sha256"
     verify_hash: str | None = None
+    on_mismatch: str = "record"
 
     def __post_init__(self) -> None:
         _choice("resize_mode", self.resize_mode, RESIZE_MODES)
@@ -102,10 +128,12 @@ class ImageSettings:
         _choice("compute_hash", self.compute_hash, HASHES)
         if self.verify_hash is not None:
             _choice("verify_hash", self.verify_hash, HASHES)
+        _choice("on_mismatch", self.on_mismatch, ON_MISMATCH)
         _positive(
             image_size=self.image_size,
             max_image_area=self.max_image_area,
             max_pixels=self.max_pixels,
+            max_frames=self.max_frames,
         )
         _not_negative(min_image_size=self.min_image_size)
         if not self.max_aspect_ratio >= 1:
