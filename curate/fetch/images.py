@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from curate.fetch.sniff import Header, sniff
 __all__ = ["Converted", "ImageSettings", "convert", "use_one_thread"]
 
 Pixels = npt.NDArray[Any]
+Box = tuple[float, float, float, float]
 
 _INTERPOLATION = {
     "nearest": cv2.INTER_NEAREST,
@@ -56,9 +58,12 @@ _one_big_image = threading.Lock()
 class Converted:
     """An image as it will be stored, and what the table says of it.
 
-    Sizes are in pixels, `original_*` upright (EXIF orientation applied). `sha256`, and `digest` by the hash that
-    the settings name, are of the downloaded bytes, `stored_sha256` is of `data`. `exif` is img2dataset's JSON
-    object of texts.
+    Sizes are in pixels, upright (EXIF orientation applied). `original_*` is the file that came: its format
+    ("jpeg", "png", ...), its mode (gray, rgb, rgba, la, palette or cmyk, "16" appended where a sample has more
+    than 8 bits), its frames, its EXIF orientation (1 to 8). `sha256`, and `digest` by the hash that the settings
+    name, are of the downloaded bytes, `stored_sha256` is of `data`. `hash_ok` is None where nothing was compared.
+    `boxes` are the blurred ones, turned upright with the picture. `exif` is a JSON object of texts, None unless
+    the settings keep it.
     """
 
     data: bytes
@@ -71,6 +76,12 @@ class Converted:
     sha256: str
     digest: str
     stored_sha256: str
+    original_format: str
+    original_mode: str
+    original_frames: int
+    original_orientation: int
+    hash_ok: bool | None
+    boxes: tuple[Box, ...]
 
 
 def use_one_thread() -> None:
@@ -79,7 +90,9 @@ def use_one_thread() -> None:
     cv2.utils.logging.setLogLevel(0)
 
 
-def convert(body: bytes, settings: ImageSettings, expected: str | None = None) -> Converted:
+def convert(
+    body: bytes, settings: ImageSettings, expected: str | None = None, boxes: Sequence[Box] = ()
+) -> Converted:
     """The image in `body`, decoded, turned upright, resized and encoded as `settings` say.
 
     `expected` is the hash of `settings.verify_hash` that the bytes must have. Raises SampleError with
@@ -116,6 +129,12 @@ def _convert(body: bytes, header: Header, settings: ImageSettings) -> Converted:
         hashlib.sha256(body).hexdigest(),
         digest_of(body, settings.compute_hash),
         hashlib.sha256(data).hexdigest(),
+        header.format,
+        "rgb",
+        1,
+        header.orientation,
+        None,
+        (),
     )
 
 
