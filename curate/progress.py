@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -47,8 +47,8 @@ class Progress:
         self._bar.start()
         self._task = self._bar.add_task(self.title, total=self.total, note="")
 
-    def advance(self, done: int, failed: int = 0) -> None:
-        """`done` more samples are through, `failed` of them with an error code."""
+    def advance(self, done: int, failed: int = 0, news: Mapping[str, float] | None = None) -> None:
+        """`done` more samples are through, `failed` of them with an error code; `news` is for those who show it."""
         self.done += done
         self.failed += failed
         if self._bar is not None and self._task is not None:
@@ -81,9 +81,11 @@ class Progress:
 
 
 @contextmanager
-def progress(title: str, total: int, **options: Any) -> Iterator[Progress]:
-    """A `Progress` that is shown inside the block."""
-    shown = Progress(title, total, **options)
+def progress(
+    title: str, total: int, *, kind: Callable[..., Progress] = Progress, **options: Any
+) -> Iterator[Progress]:
+    """A `Progress`, or one of another kind, that is shown inside the block."""
+    shown = kind(title, total, **options)
     shown.start()
     try:
         yield shown

@@ -16,7 +16,7 @@ from typing import Any
 from curate import disk, receipts
 from curate.engines import local
 from curate.errors import Busy, CurateError, PartError, StopError
-from curate.progress import progress
+from curate.progress import Progress, progress
 from curate.receipts import Output, Receipt
 
 log = logging.getLogger("curate.runner")
@@ -75,12 +75,19 @@ def run(
     workers: int,
     title: str | None = None,
     keep_outdated: bool = False,
+    lanes: int = 1,
+    shown: Callable[[str, int], Progress] = Progress,
+    quiet: float | None = None,
+    dead: float | None = None,
 ) -> Summary:
     """Do every task whose receipt does not match yet, and count all.
 
     A failed part is named in `Summary.failed`; a full disk or a bug in our code stops the run. A part that
     another process is writing is waited for at the end. What a part that failed now had from other settings or
     inputs is taken away, so that nobody reads it for what was asked, unless `keep_outdated`.
+
+    A worker does up to `lanes` parts at once; `shown(title, samples)` is the display of the progress. A part that
+    says nothing for `quiet` seconds is named, after `dead` seconds it is taken for dead with its worker.
     """
     summary = Summary(stage, parts=len(tasks))
     for folder in {t.folder for t in tasks}:
@@ -99,7 +106,9 @@ def run(
     _say_changes(stage, changed)
     if todo:
         try:
-            _work(summary, stage, version, todo, workers, title or stage)
+            effort = _Effort(workers, lanes, quiet, dead)
+            with progress(title or stage, sum(t.samples for t in todo), kind=shown) as display:
+                _work(summary, stage, version, todo, effort, display.advance)
         except BaseException:
             for folder in {t.folder for t in todo}:
                 receipts.sweep(folder)  # what workers that were ended had begun
@@ -134,21 +143,28 @@ def _say_changes(stage: str, changed: list[tuple[Receipt, Task]]) -> None:
         log.warning("%s: %d parts are redone, because these changed: %s", stage, len(changed), ", ".join(names))
 
 
-def _work(summary: Summary, stage: str, version: int, tasks: list[Task], workers: int, title: str) -> None:
+@dataclass(frozen=True)
+class _Effort:
+    workers: int
+    lanes: int
+    quiet: float | None
+    dead: float | None
+
+
+def _work(summary: Summary, stage: str, version: int, tasks: list[Task], effort: _Effort, tick: local.Tick) -> None:
     calls = [local.Call(f"{stage} {t.part}", execute, (stage, version, t, False)) for t in tasks]
     held: list[Task] = []
-    with progress(title, sum(t.samples for t in tasks)) as shown:
-        for result in local.run(calls, workers=workers, tick=shown.advance):
-            task = tasks[result.index]
-            if isinstance(result.error, Busy):
-                held.append(task)
-            else:
-                _settle(summary, task, result)
-        for task in held:
-            log.warning("%s %s: waiting for another process that is writing it", stage, task.part)
-            call = local.Call(task.part, execute, (stage, version, task, True))
-            for result in local.run([call], workers=min(workers, 1), tick=shown.advance):
-                _settle(summary, task, result)
+    for result in local.run(calls, tick=tick, **vars(effort)):
+        task = tasks[result.index]
+        if isinstance(result.error, Busy):
+            held.append(task)
+        else:
+            _settle(summary, task, result)
+    for task in held:  # nobody watches them: they wait for their lock in silence
+        log.warning("%s %s: waiting for another process that is writing it", stage, task.part)
+        call = local.Call(task.part, execute, (stage, version, task, True))
+        for result in local.run([call], workers=min(effort.workers, 1), tick=tick):
+            _settle(summary, task, result)
 
 
 def _settle(summary: Summary, task: Task, result: local.Result) -> None:

@@ -1,33 +1,57 @@
 """The local engine: calls run in spawned processes of this machine, or in this one.
 
 It knows nothing of parts or stages: it takes picklable calls, keeps every worker busy, passes on their log
-records and progress, and starts a call again elsewhere when its worker dies.
+records and progress, starts a call again elsewhere when its worker dies, and ends a worker whose call says nothing.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
 import signal
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Protocol
 
-from curate.errors import CurateError, PartError
+from curate.engines.worker import UnexpectedError, die_with_parent, portable, serve
+from curate.errors import PartError
+from curate.progress import span
+
+__all__ = [
+    "TRIES",
+    "Call",
+    "Result",
+    "Tick",
+    "UnexpectedError",
+    "die_with_parent",
+    "main_module_hidden",
+    "portable",
+    "run",
+]
 
 TRIES = 3
 """A call whose worker dies is started at most this often."""
 
-Tick = Callable[[int, int], None]
-"""Progress: samples done, samples failed."""
+log = logging.getLogger("curate")
+
+
+class Tick(Protocol):
+    """Progress: samples done, samples failed, and numbers of any name that add up.
+
+    A call of it is also a sign of life, with zeros too. What a call told before its worker died is taken back with
+    negative numbers.
+    """
+
+    def __call__(self, done: int, failed: int = 0, news: Mapping[str, float] | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -48,16 +72,26 @@ class Result:
     error: BaseException | None = None
 
 
-def run(calls: Sequence[Call], *, workers: int, tick: Tick) -> Iterator[Result]:
-    """The results of all calls as they end. With `workers` 0 they run here, one after the other.
+def run(
+    calls: Sequence[Call],
+    *,
+    workers: int,
+    tick: Tick,
+    lanes: int = 1,
+    quiet: float | None = None,
+    dead: float | None = None,
+) -> Iterator[Result]:
+    """The results of all calls as they end; each worker runs up to `lanes` of them at once.
 
-    Closing the iterator early (also by an exception in its consumer) ends the workers.
+    A call that neither ticks nor logs for `quiet` seconds is named in a warning; after `dead` seconds its worker is
+    killed, and it is tried again. With `workers` 0 the calls run here, one after the other, and nobody watches
+    them. Closing the iterator early (also by an exception in its consumer) ends the workers.
     """
     if workers <= 0 or not calls:
         for index, call in enumerate(calls):
             yield _call_here(index, call, tick)
         return
-    pool = _Pool(calls, min(workers, len(calls)), tick)
+    pool = _Pool(calls, min(workers, len(calls)), lanes, tick, _Watch(quiet, dead))
     try:
         yield from pool.results()
     finally:
@@ -71,106 +105,188 @@ def _call_here(index: int, call: Call, tick: Tick) -> Result:
         return Result(index, error=error)
 
 
-# --- the parent's side ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Watch:
+    """After how many seconds without a word a call is named, and after how many its worker is killed."""
+
+    quiet: float | None
+    dead: float | None
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds between two looks."""
+        limits = [limit for limit in (self.quiet, self.dead) if limit is not None]
+        return min([*(limit / 4 for limit in limits), 5.0]) if limits else None
+
+
+@dataclass
+class _Running:
+    """A call in a worker: what it has told, to be taken back if it has to start again, and when it last spoke."""
+
+    done: int = 0
+    failed: int = 0
+    news: Counter[str] = field(default_factory=Counter)
+    heard: float = field(default_factory=time.monotonic)
+    named: bool = False
 
 
 @dataclass
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    index: int | None = None
-    owed: int = 0
-    """Progress counted for the running call, taken back if it has to start again."""
-    owed_failed: int = 0
+    calls: dict[int, _Running] = field(default_factory=dict)
+    alone: bool = False
+    """It runs one call that may have killed a worker before, and is given no other meanwhile."""
+    stuck: int | None = None
+    """The call for whose silence it was killed."""
 
 
 class _Pool:
-    def __init__(self, calls: Sequence[Call], workers: int, tick: Tick) -> None:
-        self.calls, self.tick = calls, tick
+    """Workers and the calls that wait for them.
+
+    When a worker dies with several calls running, nobody knows which one killed it: all are suspects, and each is
+    tried again with a worker to itself. So a call shares at most one death that it did not cause.
+    """
+
+    def __init__(self, calls: Sequence[Call], workers: int, lanes: int, tick: Tick, watch: _Watch) -> None:
+        self.calls, self.count, self.lanes, self.tick, self.watch = calls, workers, lanes, tick, watch
         self.waiting = deque(range(len(calls)))
-        self.tries = [0] * len(calls)
+        self.suspects: deque[int] = deque()
+        self.deaths = [0] * len(calls)
         self.context = multiprocessing.get_context("spawn")
         self.workers: list[_Worker] = []
-        for _ in range(workers):
-            self.workers.append(self._start())
 
     def _start(self) -> _Worker:
         here, there = self.context.Pipe()
-        process = self.context.Process(
-            target=_serve, args=(there, os.getpid(), logging.getLogger("curate").getEffectiveLevel()), daemon=False
-        )
+        level = log.getEffectiveLevel()
+        process = self.context.Process(target=serve, args=(there, os.getpid(), level, self.lanes), daemon=False)
         with main_module_hidden():
             process.start()
         there.close()
         return _Worker(process, here)
 
     def results(self) -> Iterator[Result]:
-        for worker in self.workers:
-            self._feed(worker)
-        while any(w.index is not None for w in self.workers):
-            ready = wait([w.pipe for w in self.workers if w.index is not None])
-            for worker in [w for w in self.workers if w.pipe in ready]:
-                result = self._hear(worker)
-                if result is not None:
-                    yield result
+        for _ in range(self.count):
+            self.workers.append(self._start())
+        self._feed()
+        while busy := [w for w in self.workers if w.calls]:
+            ready = self._listen(busy)
+            for worker in busy:
+                if worker.pipe in ready:
+                    yield from self._hear(worker)
+                elif worker.process.sentinel in ready:  # a child of it holds the pipe open
+                    yield from self._bury(worker)
+            self._check()
 
-    def _feed(self, worker: _Worker) -> None:
-        if self.waiting:
-            worker.index = self.waiting.popleft()
-            worker.owed = worker.owed_failed = 0
-            self.tries[worker.index] += 1
-            call = self.calls[worker.index]
-            with suppress(BrokenPipeError):  # its death is noticed by the next wait
-                worker.pipe.send((call.function, call.args))
+    def _feed(self) -> None:
+        """Give calls to the workers that have room, one each in turn."""
+        while sum(map(self._give, self.workers)):
+            pass
 
-    def _hear(self, worker: _Worker) -> Result | None:
+    def _give(self, worker: _Worker) -> bool:
+        if self.suspects and not worker.calls:
+            index, worker.alone = self.suspects.popleft(), True
+        elif self.waiting and len(worker.calls) < (1 if worker.alone else self.lanes):
+            index, worker.alone = self.waiting.popleft(), False
+        else:
+            return False
+        worker.calls[index] = _Running()
+        call = self.calls[index]
+        with suppress(BrokenPipeError):  # its death is noticed by the next wait
+            worker.pipe.send((index, call.function, call.args))
+        return True
+
+    def _listen(self, busy: Sequence[_Worker]) -> list[Any]:
+        """The pipes that hold a message and the sentinels of those who died, after a while or at the next look."""
+        began, pace = time.monotonic(), self.watch.pace
+        ready = wait([x for w in busy for x in (w.pipe, w.process.sentinel)], pace)
+        stopped = time.monotonic() - began - (pace or 0.0)
+        if pace is not None and stopped > pace:  # the whole group was (Ctrl-Z): that is nobody's silence
+            for running in (r for w in busy for r in w.calls.values()):
+                running.heard += stopped
+        return ready
+
+    def _hear(self, worker: _Worker) -> Iterator[Result]:
         try:
-            kind, content = worker.pipe.recv()
+            kind, index, content = worker.pipe.recv()
         except (EOFError, OSError):
-            return self._bury(worker)
+            yield from self._bury(worker)
+            return
+        if index is None and len(worker.calls) == 1:
+            (index,) = worker.calls
+        running = worker.calls.get(index)
+        if running:
+            running.heard = time.monotonic()
         if kind == "tick":
-            worker.owed += content[0]
-            worker.owed_failed += content[1]
-            self.tick(*content)
-            return None
-        if kind == "log":
+            done, failed, news = content
+            if running:
+                running.done += done
+                running.failed += failed
+                running.news.update(news or {})
+            self.tick(done, failed, news)
+        elif kind == "log":
             logging.getLogger(content.name).handle(content)
-            return None
-        index = worker.index
-        assert index is not None
-        worker.index = None
-        self._feed(worker)
-        return Result(index, content) if kind == "value" else Result(index, error=content)
+        else:
+            del worker.calls[index]
+            self._feed()
+            yield Result(index, content) if kind == "value" else Result(index, error=content)
 
-    def _bury(self, worker: _Worker) -> Result | None:
-        """The worker died: a new one takes its place, its call waits again or has failed."""
+    # --- death --------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Name the calls that have told nothing for long, and kill the workers of those that never will."""
+        now = time.monotonic()
+        for worker in self.workers if self.watch.pace else ():
+            if worker.stuck is not None or worker.pipe.poll():
+                continue  # what waits in the pipe may be a sign of life
+            for index, running in worker.calls.items():
+                silence = now - running.heard
+                if self.watch.dead is not None and silence >= self.watch.dead:
+                    worker.stuck = index
+                    worker.process.kill()
+                    break
+                if self.watch.quiet is not None and silence >= self.watch.quiet and not running.named:
+                    running.named = True
+                    log.warning("%s: has told nothing for %s", self.calls[index].name, span(silence))
+
+    def _bury(self, worker: _Worker) -> Iterator[Result]:
+        """The worker died: its calls wait again or have failed, and a new one takes its place if there is work."""
         worker.process.join()
         worker.pipe.close()
-        index, code = worker.index, worker.process.exitcode
-        assert index is not None
-        self.tick(-worker.owed, -worker.owed_failed)
-        fresh = self._start()
-        self.workers[self.workers.index(worker)] = fresh
-        name = self.calls[index].name
-        cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        if self.tries[index] < TRIES:
-            logging.getLogger("curate").warning("%s: its worker died (%s); trying again", name, cause)
-            self.waiting.appendleft(index)
-            self._feed(fresh)
-            return None
-        self._feed(fresh)
-        return Result(
-            index,
-            error=PartError(
-                name,
-                f"its worker died {TRIES} times ({cause})",
-                hint="a worker that is killed is often out of memory: try fewer --workers",
-            ),
+        self.workers.remove(worker)
+        cause, hint = (
+            _cause(worker.process.exitcode),
+            "a worker that is killed is often out of memory: try fewer --workers",
         )
+        if worker.stuck is not None:
+            cause = f"killed after {span(self.watch.dead or 0)} without a word"
+            hint = "look for a disk or a network that hangs; the same command tries again what failed"
+        failed = []
+        for index, running in worker.calls.items():
+            back = {name: -count for name, count in running.news.items()}
+            self.tick(-running.done, -running.failed, back or None)
+            name = self.calls[index].name
+            if worker.stuck not in (None, index):
+                log.warning(
+                    "%s: starts again, for its worker was ended with %s", name, self.calls[worker.stuck].name
+                )
+                self.waiting.appendleft(index)
+                continue
+            self.deaths[index] += 1
+            if self.deaths[index] < TRIES:
+                log.warning("%s: its worker died (%s); trying again", name, cause)
+                (self.suspects if self.lanes > 1 else self.waiting).appendleft(index)
+            else:
+                what = f"its worker died {TRIES} times ({cause})"
+                failed.append(Result(index, error=PartError(name, what, hint=hint)))
+        if self.waiting or self.suspects:
+            self.workers.append(self._start())
+        self._feed()
+        yield from failed
 
     def close(self) -> None:
         for worker in self.workers:
-            if worker.index is None:
+            if not worker.calls:
                 with suppress(BrokenPipeError, OSError):
                     worker.pipe.send(None)
             else:
@@ -183,6 +299,14 @@ class _Pool:
             worker.pipe.close()
 
 
+def _cause(code: int | None) -> str:
+    """What an exit code says of a death, for people."""
+    return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+
+
+_HIDING = threading.RLock()
+
+
 class main_module_hidden:  # noqa: N801 - used as a statement
     """Spawn without running the parent's script again in the child: it has nothing that a call needs.
 
@@ -192,6 +316,7 @@ class main_module_hidden:  # noqa: N801 - used as a statement
 
     def __enter__(self) -> None:
         resource_tracker.ensure_running()  # would hear the signal again
+        _HIDING.acquire()  # a process has one main module, and may have many threads that spawn
         self.heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self.main = sys.modules["__main__"]
         self.file = getattr(self.main, "__file__", None)
@@ -204,66 +329,5 @@ class main_module_hidden:  # noqa: N801 - used as a statement
         if self.file is not None:
             self.main.__file__ = self.file
         self.main.__spec__ = self.spec
+        _HIDING.release()
         signal.pthread_sigmask(signal.SIG_SETMASK, self.heard)
-
-
-# --- the worker's side ------------------------------------------------------------------------------------
-
-
-class _Forward(logging.Handler):
-    """Sends log records to the parent."""
-
-    def __init__(self, pipe: Connection) -> None:
-        super().__init__()
-        self.pipe = pipe
-
-    def emit(self, record: logging.LogRecord) -> None:
-        record.msg, record.args = record.getMessage(), None
-        if record.exc_info:
-            record.exc_text = logging.Formatter().formatException(record.exc_info)
-            record.exc_info = None
-        self.pipe.send(("log", record))
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies (Linux), also by SIGKILL."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _serve(pipe: Connection, parent: int, level: int) -> None:
-    die_with_parent(parent)
-    root = logging.getLogger()
-    root.handlers[:] = [_Forward(pipe)]
-    logging.getLogger("curate").setLevel(level)
-    while True:
-        try:
-            work = pipe.recv()
-        except (EOFError, OSError):
-            return
-        if work is None:
-            return
-        function, args = work
-        try:
-            answer = ("value", function(lambda done, failed=0: pipe.send(("tick", (done, failed))), *args))
-        except Exception as error:
-            answer = ("error", portable(error))
-        try:
-            pipe.send(answer)
-        except BrokenPipeError:
-            return
-
-
-def portable(error: BaseException) -> BaseException:
-    """`error` as something that survives pickling, its traceback kept as a note in the text."""
-    if isinstance(error, CurateError):
-        return error
-    import traceback
-
-    return UnexpectedError("".join(traceback.format_exception(error)).rstrip())
-
-
-class UnexpectedError(Exception):
-    """A bug in a worker: its text is the worker's traceback."""

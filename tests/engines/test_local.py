@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ class Counter:
 
     def __init__(self) -> None:
         self.done = self.failed = 0
+        self.news: dict[str, float] = {}
 
-    def __call__(self, done: int, failed: int = 0) -> None:
+    def __call__(self, done: int, failed: int = 0, news: Mapping[str, float] | None = None) -> None:
         self.done += done
         self.failed += failed
+        for name, count in (news or {}).items():
+            self.news[name] = self.news.get(name, 0) + count
 
 
 def results(todo: list[Call], workers: int, tick: Any = None) -> dict[int, Result]:
