@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from curate.disk import disk, make_folder, same_file
+from curate.disk import disk, lock, make_folder, same_file
 from curate.errors import Busy, InputError, PartError
 
 FORMAT = 1
@@ -250,7 +250,13 @@ class Output:
         for name, (writer, raw, varies) in self._files.items():
             _finish(writer, raw)
             outputs[name] = Written(raw.size, raw.hash.hexdigest(), varies)
-        _forget_receipt(self.folder, self.part)
+        receipt = self._receipt(outputs, counts)
+        told = {"format": FORMAT, **asdict(receipt)}
+        replaces = receipt_path(self.folder, self.part).exists()
+        if replaces:
+            # all or nothing: whoever finds this goes on with the renaming, see `sweep`
+            write_json(_journal(self.folder, self.part), told)
+            _forget_receipt(self.folder, self.part)
         for name, (_, raw, _varies) in self._files.items():
             with disk(self.folder / name):
                 _rename(raw.path, self.folder / name)
@@ -258,7 +264,13 @@ class Output:
         for parent in {(self.folder / name).parent for name in self._files}:
             _fsync_folder(parent)
         self._files.clear()
-        receipt = Receipt(
+        write_json(receipt_path(self.folder, self.part), told)
+        if replaces:
+            _journal(self.folder, self.part).unlink(missing_ok=True)
+        return receipt
+
+    def _receipt(self, outputs: Mapping[str, Written], counts: Mapping[str, int]) -> Receipt:
+        return Receipt(
             self.stage,
             self.version,
             self.part,
@@ -272,8 +284,6 @@ class Output:
                 "host": socket.gethostname(),
             },
         )
-        write_json(receipt_path(self.folder, self.part), {"format": FORMAT, **asdict(receipt)})
-        return receipt
 
     def abandon(self) -> None:
         """Remove what was written under temporary names."""
@@ -385,9 +395,40 @@ def remove_part(folder: Path, part: str) -> None:
                 (folder / name).unlink()
 
 
+def _journal(folder: Path, part: str) -> Path:
+    """Where the receipt stands that takes another's place, while the files are renamed."""
+    return folder / RECEIPTS / f"{part}.replaced"
+
+
+def _go_on_replacing(folder: Path) -> None:
+    """Finish the replacements that dead processes had begun: their files are whole, under either name."""
+    for path in (folder / RECEIPTS).glob("*.replaced"):
+        part = path.stem
+        try:
+            with lock(receipt_path(folder, part).with_suffix(".lock")):
+                told = read_json(path)
+                for name, written in told["outputs"].items():
+                    made = folder / f"{name}.tmp"
+                    if made.is_file() and made.stat().st_size == written["bytes"]:
+                        with disk(folder / name):
+                            _rename(made, folder / name)
+                for parent in {(folder / name).parent for name in told["outputs"]}:
+                    _fsync_folder(parent)
+                write_json(receipt_path(folder, part), told)
+                path.unlink(missing_ok=True)
+        except Busy:
+            continue
+        except (PartError, KeyError, TypeError, FileNotFoundError):
+            path.unlink(missing_ok=True)  # not ours, or already done by another process
+
+
 def sweep(folder: Path) -> int:
-    """Remove what dead processes left in `folder` and its receipts, `.tmp` files and locks; how many."""
+    """Remove what dead processes left in `folder` and its receipts, `.tmp` files and locks; how many.
+
+    A replacement of a part that was ended between two of its files is finished first.
+    """
     swept = 0
+    _go_on_replacing(folder)
     for place in (folder, folder / RECEIPTS):
         for path in [*place.glob("*.tmp"), *place.glob("*.lock")]:
             with suppress(OSError), path.open("rb") as stream:

@@ -1,40 +1,69 @@
-"""Many URLs to many images: fetched at once, decoded in threads meanwhile, kept in a file until their turn.
+"""Many URLs to many images: fetched at once, decoded in other processes, kept in a file until their turn.
 
-Memory holds what is in flight and nothing else: bodies are counted against a budget as they grow, and the
-images go to a spool file in the order in which they come. So a slow host holds up nobody, hosts can be asked
-in turn, and a reader of the spool still gets them in the order of the list.
+A process has one *station*: an event loop in a thread, whose connections, look-ups and decode processes serve
+all parts that the process works on, several at a time, so that the last slow hosts of one part hold up nobody.
+Memory holds what is in flight and nothing else: bodies are counted against a budget as they grow, and images go
+to the part's spool file in the order in which they come.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import heapq
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from multiprocessing import util
+from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from curate.errors import SampleError
+from curate.fetch import decoders
+from curate.fetch.decoders import Boxes, Picture
 from curate.fetch.http import Fetched, Fetcher
-from curate.fetch.images import Converted, convert
+from curate.fetch.images import Converted
 from curate.fetch.settings import FetchLimits, ImageSettings
+from curate.fetch.tuner import INTERVAL, Look, Tuner
+
+HEARTBEAT = 0.25
+"""Seconds between two looks at what holds the crawl up."""
+NO_REPLY = frozenset({"timeout", "dns"})
+"""Codes that too many fetches at once can cause."""
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A range of bytes of a file of this machine, in the place of a URL."""
+
+    path: Path
+    offset: int
+    length: int
 
 
 @dataclass(frozen=True)
 class Target:
-    """A URL to fetch; `expected` is the hash that its bytes must have, where hashes are verified."""
+    """A URL to fetch, or a file to read; `expected` is the hash that its bytes should have.
+
+    `boxes` are faces to blur: x0, y0, x1, y1 as fractions of the width and height of the stored picture.
+    """
 
     url: str
     expected: str | None = None
+    boxes: Boxes = ()
+    file: LocalFile | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of a target: an image in the spool at `offset`, or an error code.
 
-    `fetched` and `image` have lost their bytes; `received` counts those of the body.
+    `fetched` and `image` have lost their bytes; `received` counts those of the body. `repeat`: the answer to an
+    earlier row with the same URL, which was not asked for twice.
     """
 
     fetched: Fetched
@@ -44,15 +73,22 @@ class Outcome:
     length: int = 0
     error_code: str | None = None
     error_message: str | None = None
+    repeat: bool = False
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard one process works: fetches at once, decoding threads, bytes of bodies in memory."""
+    """How hard one process works: fetches at once (None: as many as make it faster), decode processes (0:
+    `threads` of this one), bytes of bodies in memory."""
 
-    connections: int = 64
+    connections: int | None = None
+    processes: int = 0
     threads: int = 1
-    body_bytes: int = 256 << 20
+    body_bytes: int = 192 << 20
+
+
+News = Callable[[int, int, Mapping[str, float]], None]
+"""Samples done, those of them that failed, and figures that add up by name; called from the station's thread."""
 
 
 def crawl(
@@ -62,74 +98,322 @@ def crawl(
     images: ImageSettings,
     limits: FetchLimits,
     effort: Effort,
-    done: Callable[[int, int], None],
+    done: News,
 ) -> dict[int, Outcome]:
     """The outcome of every target, by its number; images are appended to `spool`.
 
-    `done(samples, failed)` is called as they come. Raises what is a fault of ours or of the disk, never what a
-    URL or a server causes.
+    Several threads may call this at once: their targets share the process's station, the first come first.
+    Raises what is a fault of ours or of the disk, never what a URL or a server causes.
     """
-    return asyncio.run(_Crawl(targets, spool, images, limits, effort, done).run())
+    part = _Part(targets, spool, done)
+    return _station(images, limits, effort).crawl(part) if targets else {}
 
 
-class _Crawl:
-    def __init__(
-        self,
-        targets: Mapping[int, Target],
-        spool: BinaryIO,
-        images: ImageSettings,
-        limits: FetchLimits,
-        effort: Effort,
-        done: Callable[[int, int], None],
-    ) -> None:
-        self.targets, self.spool, self.images, self.limits = targets, spool, images, limits
-        self.effort, self.done = effort, done
-        self.outcomes: dict[int, Outcome] = {}
+_lock = threading.Lock()
+_standing: _Station | None = None
+
+
+def _station(images: ImageSettings, limits: FetchLimits, effort: Effort) -> _Station:
+    """The station of this process; one with other settings takes the place of the one before."""
+    global _standing
+    with _lock:
+        wanted = (images, limits, effort)
+        if _standing is None or _standing.settings != wanted or not _standing.thread.is_alive():
+            if _standing is not None:
+                _standing.close()
+            _standing = _Station(*wanted)
+            util.Finalize(None, close, exitpriority=100)  # a worker process runs no atexit functions
+        return _standing
+
+
+def prepare(images: ImageSettings, limits: FetchLimits, effort: Effort) -> None:
+    """Have the station begin to start, while its first part's rows are still read."""
+    _station(images, limits, effort)
+
+
+def idle() -> bool:
+    """Whether no target of any part is waited for."""
+    return _standing is None or not _standing.parts
+
+
+def close() -> None:
+    """End this process's station, where it has one: connections, decode processes and all."""
+    global _standing
+    with _lock:
+        if _standing is not None:
+            _standing.close()
+        _standing = None
+
+
+Variant = tuple["str | None", Boxes]
+
+
+class _Part:
+    """The targets of one call, grouped by what has to be fetched once."""
+
+    def __init__(self, targets: Mapping[int, Target], spool: BinaryIO, news: News) -> None:
+        self.targets, self.spool, self.news = targets, spool, news
         self.position = spool.tell()
-        self.waiting = hosts_in_turn({number: target.url for number, target in targets.items()})
+        self.outcomes: dict[int, Outcome] = {}
+        self.done: concurrent.futures.Future[dict[int, Outcome]] = concurrent.futures.Future()
+        self.rows: dict[str | LocalFile, list[int]] = defaultdict(list)
+        for number, target in targets.items():
+            self.rows[target.file or target.url.strip()].append(number)
+        self.turns = Turns((numbers[0], host_of(what)) for what, numbers in self.rows.items())
 
-    async def run(self) -> dict[int, Outcome]:
-        self.budget = Budget(self.effort.body_bytes)
-        count = min(self.effort.connections, len(self.targets))
-        with ThreadPoolExecutor(self.effort.threads, thread_name_prefix="decode") as self.threads:
-            async with Fetcher(self.limits) as fetcher:
-                lanes = [asyncio.ensure_future(self.lane(fetcher)) for _ in range(count)]
-                try:
-                    await asyncio.gather(*lanes)
-                finally:
-                    for lane in lanes:
-                        lane.cancel()
-                    await asyncio.gather(*lanes, return_exceptions=True)
-        return self.outcomes
-
-    async def lane(self, fetcher: Fetcher) -> None:
-        """One fetch after the other, until none is left for any lane."""
-        for number in self.waiting:
-            outcome = await self.one(fetcher, number)
-            self.outcomes[number] = outcome
-            self.done(1, int(outcome.error_code is not None))
-
-    async def one(self, fetcher: Fetcher, number: int) -> Outcome:
+    def numbers(self, number: int) -> list[int]:
+        """All rows that ask for what row `number`, the first of them, asks for."""
         target = self.targets[number]
-        try:
-            fetched = await fetcher.fetch(target.url, lambda size: self.budget.grow(number, size))
-            body, fetched = fetched.body, replace(fetched, body=None)
-            if body is None:
-                return Outcome(fetched, error_code=fetched.error_code, error_message=fetched.error_message)
-            loop = asyncio.get_running_loop()
-            try:
-                image = await loop.run_in_executor(self.threads, convert, body, self.images, target.expected)
-            except SampleError as error:
-                return Outcome(fetched, len(body), error_code=error.code, error_message=error.what)
-            return self.kept(fetched, len(body), image)
-        finally:
-            self.budget.release(number)
+        return self.rows[target.file or target.url.strip()]
 
-    def kept(self, fetched: Fetched, received: int, image: Converted) -> Outcome:
+    def keep(self, image: Converted, fetched: Fetched, received: int) -> Outcome:
+        """An image goes to the spool."""
         self.spool.write(image.data)
         offset, length = self.position, len(image.data)
         self.position += length
         return Outcome(fetched, received, replace(image, data=b""), offset, length)
+
+    def settle(self, outcomes: Mapping[int, Outcome], host: str) -> None:
+        """These rows have ended."""
+        self.outcomes.update(outcomes)
+        told: Counter[str] = Counter()
+        failed = 0
+        for outcome in outcomes.values():
+            told["received"] += 0 if outcome.repeat else outcome.received or 0
+            told["stored"] += outcome.length
+            if outcome.error_code:
+                failed += 1
+                told[f"code:{outcome.error_code}"] += 1
+                if host and outcome.error_code != "blocked":
+                    told[f"host:{host}"] += 1
+        self.news(len(outcomes), failed, told)
+        if len(self.outcomes) == len(self.targets) and not self.done.done():
+            self.done.set_result(self.outcomes)
+
+
+class _Station:
+    """The event loop of this process, and all that outlives a part."""
+
+    def __init__(self, images: ImageSettings, limits: FetchLimits, effort: Effort) -> None:
+        self.settings = (images, limits, effort)
+        self.images, self.limits, self.effort = images, limits, effort
+        self.loop = asyncio.new_event_loop()
+        self.parts: list[_Part] = []
+        self.open = False
+        self.ended = asyncio.Event()
+        self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self.run(),), name="station")
+        self.thread.daemon = True
+        self.thread.start()
+
+    def crawl(self, part: _Part) -> dict[int, Outcome]:
+        """Called from any thread but the loop's; returns when all of the part has ended."""
+        self.loop.call_soon_threadsafe(self.add, part)
+        try:
+            return part.done.result()
+        except BaseException:
+            self.loop.call_soon_threadsafe(self.forget, part)
+            raise
+
+    def close(self) -> None:
+        """End everything that is under way."""
+        if self.thread.is_alive():
+            self.loop.call_soon_threadsafe(self.ended.set)
+        self.thread.join()
+        self.loop.close()
+
+    # --- on the loop --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        self.budget = Budget(self.effort.body_bytes)
+        self.tuner = Tuner(self.effort.connections)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.fetching = 0
+        self.answers = self.troubled = 0
+        self.saturated = self.held_up = False
+        self.looked = time.monotonic()
+        self.wake: asyncio.TimerHandle | None = None
+        self.decoder: decoders.Processes | decoders.Threads
+        if self.effort.processes:
+            self.decoder = decoders.Processes(self.effort.processes, self.images)
+        else:
+            self.decoder = decoders.Threads(self.effort.threads, self.images)
+        self.most_waiting = 16 + 4 * self.decoder.count
+        self.block_list = None
+        if self.limits.block_list:
+            from curate.fetch import blocks
+
+            self.block_list = blocks.load(self.limits.block_list)
+        try:
+            async with Fetcher(self.limits) as self.fetcher:
+                self.open = True
+                self.fill()
+                heart = asyncio.ensure_future(self.beat())
+                try:
+                    await self.ended.wait()
+                finally:
+                    self.open = False
+                    rest = [heart, *self.tasks]
+                    for task in rest:
+                        task.cancel()
+                    await asyncio.gather(*rest, return_exceptions=True)
+        except BaseException as error:
+            self.fail(error)
+            raise
+        finally:
+            self.decoder.close()
+            self.fail(RuntimeError("the station was closed"))
+
+    def fail(self, error: BaseException) -> None:
+        for part in self.parts:
+            if not part.done.done():
+                part.done.set_exception(error)
+        self.parts.clear()
+
+    def add(self, part: _Part) -> None:
+        self.parts.append(part)
+        self.fill()
+
+    def forget(self, part: _Part) -> None:
+        """Nobody waits for this part any more; what is under way for it ends by itself."""
+        if part in self.parts:
+            self.parts.remove(part)
+        part.turns.clear()
+
+    def fill(self) -> None:
+        """Start as many fetches as may be under way."""
+        while self.parts and self.open:
+            self.held_up = self.decoder.backlog >= self.most_waiting
+            self.saturated = self.fetching >= self.tuner.limit
+            if self.held_up or self.saturated:
+                return
+            chosen = self.choose()
+            if chosen is None:
+                return
+            self.fetching += 1
+            task = self.loop.create_task(self.one(*chosen))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    def choose(self) -> tuple[_Part, int, str] | None:
+        """The next target: of the part that came first, of a host that may be asked now."""
+        soonest = None
+        for part in self.parts:
+            found = part.turns.next(self.wait_for)
+            if found is not None:
+                return part, *found
+            if part.turns.parked:
+                soonest = min(part.turns.parked[0][0], soonest or float("inf"))
+        if soonest is not None:
+            if self.wake is not None:
+                self.wake.cancel()
+            self.wake = self.loop.call_later(max(0.005, soonest - time.monotonic()), self.fill)
+        return None
+
+    def wait_for(self, number: int, host: str) -> float:
+        ready = getattr(self.fetcher, "ready", None)
+        return ready(host) if host and ready else 0.0
+
+    async def one(self, part: _Part, number: int, host: str) -> None:
+        """One URL for all rows that have it, from its fetch to the last of its images."""
+        numbers = part.numbers(number)
+        holder = (id(part), number)
+        try:
+            try:
+                fetched = await self.body(part.targets[number], holder)
+            finally:
+                self.fetching -= 1
+                self.answers += 1
+                self.fill()
+            self.troubled += fetched.error_code in NO_REPLY
+            part.settle(await self.outcomes(part, numbers, fetched), host)
+            if part.done.done():
+                self.forget(part)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if not part.done.done():
+                part.done.set_exception(error)
+            self.forget(part)
+        finally:
+            self.budget.release(holder)
+            self.fill()
+
+    async def body(self, target: Target, holder: tuple[int, int]) -> Fetched:
+        async def grow(size: int) -> None:
+            if waits := self.budget.grow(holder, size):
+                await waits
+
+        if target.file is None:
+            return await self.fetcher.fetch(target.url, grow)
+        return await read_file(target.file, self.limits.max_bytes, grow)
+
+    async def outcomes(self, part: _Part, numbers: list[int], fetched: Fetched) -> dict[int, Outcome]:
+        """What all rows of one body come to; rows that want the same image share it."""
+        body, fetched = fetched.body, replace(fetched, body=None)
+        variants: dict[Variant, list[int]] = defaultdict(list)
+        for number in numbers:
+            variants[part.targets[number].expected, part.targets[number].boxes].append(number)
+        found: dict[int, Outcome] = {}
+        for (expected, boxes), rows in variants.items():
+            outcome = await self.outcome(part, Picture(body, expected, boxes) if body else None, fetched)
+            again = replace(outcome, repeat=True)
+            found |= {row: again if row != numbers[0] else outcome for row in rows}
+        return found
+
+    async def outcome(self, part: _Part, picture: Picture | None, fetched: Fetched) -> Outcome:
+        if picture is None:
+            return Outcome(fetched, error_code=fetched.error_code, error_message=fetched.error_message)
+        size = len(picture.body)
+        if self.block_list is not None and self.block_list.has_bytes(picture.body):
+            return Outcome(Fetched(fetched.url, error_code="blocked"), error_code="blocked")
+        try:
+            image = await self.decoder.convert(picture)
+        except SampleError as error:
+            return Outcome(fetched, size, error_code=error.code, error_message=error.what)
+        return part.keep(image, fetched, size)
+
+    async def beat(self) -> None:
+        """Look now and then at what holds the crawl up, tell it, and tune."""
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            if self.parts:
+                limit = "decode" if self.decoder.backlog >= max(2, self.decoder.count) else "network"
+                self.parts[0].news(0, 0, {f"seconds:{limit}": HEARTBEAT})
+            now = time.monotonic()
+            if now - self.looked >= INTERVAL:
+                share = self.troubled / max(1, self.answers)
+                rate = self.answers / (now - self.looked)
+                self.tuner.look(Look(rate, share, self.saturated, self.held_up))
+                self.answers = self.troubled = 0
+                self.looked = now
+                self.fill()
+
+
+async def read_file(file: LocalFile, most: int, grow: Callable[[int], Awaitable[None]]) -> Fetched:
+    """The bytes of a file of this machine, as if they had been fetched."""
+    if file.length > most:
+        return Fetched("", error_code="too_large", error_message=f"more than {most} bytes", tries=1)
+    if not file.length:
+        return Fetched("", error_code="empty", error_message="a file of zero bytes", tries=1)
+    await grow(file.length)
+    began = time.monotonic()
+    try:
+        body = await asyncio.get_running_loop().run_in_executor(None, _read, file)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return Fetched("", error_code="no_file", error_message=f"cannot be read: {reason}", tries=1)
+    return Fetched("", body, tries=1, seconds=time.monotonic() - began)
+
+
+def _read(file: LocalFile) -> bytes:
+    fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # never waits for a fifo
+    try:
+        body = os.pread(fd, file.length, file.offset)
+    finally:
+        os.close(fd)
+    if len(body) < file.length:
+        raise OSError(0, "it is shorter than it was")
+    return body
 
 
 class Budget:
@@ -141,47 +425,82 @@ class Budget:
     def __init__(self, most: int) -> None:
         self.most = most
         self.used = 0
-        self._held: dict[int, int] = {}
-        self._freed = asyncio.Event()
+        self._held: dict[tuple[int, int], int] = {}
+        self._waiting: deque[tuple[tuple[int, int], int, asyncio.Future[None]]] = deque()
 
-    async def grow(self, holder: int, size: int) -> None:
-        """Take `size` more bytes for `holder`, when there is room."""
+    def grow(self, holder: tuple[int, int], size: int) -> asyncio.Future[None] | None:
+        """Take `size` more bytes for `holder`: at once (None), or when the future is done."""
         self._held.setdefault(holder, 0)
-        while self.used + size > self.most and next(iter(self._held)) != holder:
-            self._freed.clear()
-            await self._freed.wait()
-        self.used += size
-        self._held[holder] += size
+        if self._may(holder, size):
+            self._take(holder, size)
+            return None
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((holder, size, future))
+        return future
 
-    def release(self, holder: int) -> None:
+    def release(self, holder: tuple[int, int]) -> None:
         """Give back all that `holder` took."""
         self.used -= self._held.pop(holder, 0)
-        self._freed.set()
+        for _ in range(len(self._waiting)):
+            waiting, size, future = self._waiting.popleft()
+            if future.done():
+                continue  # given up
+            if self._may(waiting, size):
+                self._take(waiting, size)
+                future.set_result(None)
+            else:
+                self._waiting.append((waiting, size, future))
+
+    def _may(self, holder: tuple[int, int], size: int) -> bool:
+        return self.used + size <= self.most or next(iter(self._held)) == holder
+
+    def _take(self, holder: tuple[int, int], size: int) -> None:
+        self.used += size
+        self._held[holder] = self._held.get(holder, 0) + size
 
 
-def hosts_in_turn(urls: Mapping[int, str]) -> Iterator[int]:
-    """The numbers of `urls`, one of each host in turn, so that no host is asked in bursts."""
-    by_host: dict[str, list[int]] = defaultdict(list)
-    for number, url in urls.items():
-        by_host[_host(url)].append(number)
-    turns: Sequence[Iterator[int]] = [iter(numbers) for numbers in by_host.values()]
-    while turns:
-        left = []
-        for turn in turns:
-            for number in turn:
-                yield number
-                left.append(turn)
-                break
-        turns = left
+class Turns:
+    """Numbers to be taken, one of each host in turn, so that no host is asked in bursts.
+
+    A host that cannot be asked now is parked until it can.
+    """
+
+    def __init__(self, numbers: Iterable[tuple[int, str]]) -> None:
+        self.waiting: dict[str, deque[int]] = defaultdict(deque)
+        for number, host in numbers:
+            self.waiting[host].append(number)
+        self.hosts = deque(self.waiting)
+        self.parked: list[tuple[float, str]] = []
+
+    def next(self, wait_for: Callable[[int, str], float]) -> tuple[int, str] | None:
+        """The next number and its host; None where none is left, or none may be asked yet."""
+        now = time.monotonic()
+        while self.parked and self.parked[0][0] <= now:
+            self.hosts.appendleft(heapq.heappop(self.parked)[1])
+        while self.hosts:
+            host = self.hosts.popleft()
+            waits = wait_for(self.waiting[host][0], host)
+            if waits > 0:
+                heapq.heappush(self.parked, (now + waits, host))
+                continue
+            number = self.waiting[host].popleft()
+            if self.waiting[host]:
+                self.hosts.append(host)
+            return number, host
+        return None
+
+    def clear(self) -> None:
+        """Nothing is to be taken any more."""
+        self.waiting.clear()
+        self.hosts.clear()
+        self.parked.clear()
 
 
-def _host(url: str) -> str:
+def host_of(what: str | LocalFile) -> str:
+    """The host (and port) that a URL names, lower-case; empty for what is none."""
+    if isinstance(what, LocalFile):
+        return ""
     try:
-        return urlsplit(url.strip()).netloc.lower()
+        return urlsplit(what).netloc.rpartition("@")[2].lower()
     except ValueError:
         return ""
-
-
-def default_threads(workers: int) -> int:
-    """Decoding threads for each of `workers` processes that share this machine's cores."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, workers))

@@ -18,7 +18,7 @@ from curate.errors import InputError, PartError, nearest
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.pool.layout import DOWNLOAD_STAGE, Layout, metadata_files
 from curate.pool.names import ALIASES
-from curate.stages.download_part import Job, download_part
+from curate.stages.download_part import LANES, Job, download_part, shares
 
 if TYPE_CHECKING:
     from curate.fetch.lists import SourceList
@@ -124,24 +124,26 @@ def download(made: Plan, *, workers: int, connections: int = CONNECTIONS) -> run
 
     Counts: samples, ok, failed; `code:<error code>` for each cause; received_bytes and stored_bytes.
     """
-    from curate.fetch.crawl import default_threads
+    from curate.fetch import crawl
 
     layout, settings = made.layout, made.settings
     disk.make_folder(layout.root)
     with disk.lock(layout.sources.with_suffix(".lock"), wait=True):
         if _check_same(made) is None:
             receipts.write_json(layout.sources, {"format": receipts.FORMAT, "sources": [made.entry()]})
-    processes = min(workers, made.shards) or 1
+    fetchers, effort = shares(workers, made.shards, connections)
     job = Job(
         settings.images,
         settings.limits,
         key_digits=len(str(settings.samples_per_shard - 1)),
-        connections=max(1, connections // processes),
-        threads=default_threads(processes),
         verify_column=settings.verify_column,
+        **effort,
     )
     tasks = [_task(made, number, job) for number in range(made.shards)]
-    summary = runner.run(DOWNLOAD_STAGE, VERSION, tasks, workers=workers, keep_outdated=True)
+    try:
+        summary = runner.run(DOWNLOAD_STAGE, VERSION, tasks, workers=fetchers, lanes=LANES, keep_outdated=True)
+    finally:
+        crawl.close()  # where this process did the work itself
     _say_if_hopeless(summary, layout)
     return summary
 

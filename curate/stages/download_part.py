@@ -1,200 +1,226 @@
-"""One shard of a download: rows of a list become a tar, its table, ledger, statistics and index.
-
-The forms are img2dataset's, so that what reads its output reads ours; the order is the list's, and nothing in
-tar and table depends on the clock or on which answer came first.
-"""
+"""One shard of a download: rows of a list are fetched, converted and written as a shard's files."""
 
 from __future__ import annotations
 
-import base64
-import datetime
-import json
-import math
+import os
 import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from curate.disk import disk, make_folder
-from curate.errors import ERROR_CODES, PartError
+from curate.errors import ERROR_CODES
 from curate.fetch.settings import FetchLimits, ImageSettings
-from curate.shards import TarWriter, write_table
+from curate.stages.shard_files import RESIZE_CODES, Record, write_shard
+from curate.uids import derive_uid
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from curate.engines.local import Tick
-    from curate.fetch.crawl import Outcome
+    from curate.fetch.crawl import Effort, Outcome, Target
     from curate.fetch.rows import Rows
     from curate.receipts import Output
 
-RESIZE_CODES = frozenset(
-    {"not_an_image", "bad_image", "too_many_pixels", "too_small", "bad_aspect", "encode_failed"}
-)
-"""What img2dataset calls failed_to_resize; every other code is its failed_to_download."""
+FETCHERS = ("curate", "img2dataset")
 
-TABLE = (
-    ("uid", "string"),
-    ("url", "string"),
-    ("caption", "string"),
-    ("key", "string"),
-    ("status", "string"),
-    ("error_message", "string"),
-    ("width", "int32"),
-    ("height", "int32"),
-    ("original_width", "int32"),
-    ("original_height", "int32"),
-    ("exif", "string"),
-    ("sha256", "string"),
-    ("error_code", "string"),
-    ("stored_sha256", "string"),
-    ("stored_bytes", "int64"),
-    ("final_url", "string"),
-    ("content_type", "string"),
-    ("original_bytes", "int64"),
-)
-"""Columns of a shard's table and their Arrow types; the list's own columns follow."""
+OWN = ("uid", "url", "caption", "list_error")
+"""Columns of a list that are ours whatever the list calls them; the others are kept as they are."""
+LOCAL = ("local_file", "local_offset", "local_length")
+"""Columns of a list of files on this machine: name in the folder, first byte, number of bytes."""
 
-LEDGER = (
-    ("key", "string"),
-    ("error_code", "string"),
-    ("tries", "int16"),
-    ("seconds", "float32"),
-    ("http_status", "int16"),
-    ("address", "string"),
-    ("headers", "string"),
-)
-"""Columns of a shard's ledger: what varies from run to run; `headers` is a JSON object."""
-
-_OWN = ("uid", "url", "caption", "list_error")
-_IN_JSON = ("key", "status", "error_message", "width", "height", "original_width", "original_height", "exif")
 _TICK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the shards of one download share; `verify_column` holds the hashes of `images.verify_hash`."""
+    """What the shards of one download share.
+
+    `verify_column` of the list holds the hashes of `images.verify_hash`, `bbox_column` the faces to blur.
+    `local_root` is the folder that the files of a local list lie in. `connections` (None: as many as make it
+    faster), `processes` and `threads` are the effort of one worker process.
+    """
 
     images: ImageSettings
     limits: FetchLimits
     key_digits: int
-    connections: int
-    threads: int
+    connections: int | None = None
+    processes: int = 0
+    threads: int = 1
+    body_bytes: int = 256 << 20
     verify_column: str | None = None
+    bbox_column: str | None = None
+    local_root: Path | None = None
+    placeholder_urls: int = 10
+    fetcher: str = "curate"
+
+    @property
+    def effort(self) -> Effort:
+        """What the crawler may use."""
+        from curate.fetch.crawl import Effort
+
+        return Effort(self.connections, self.processes, self.threads, self.body_bytes)
 
 
-def download_part(output: Output, tick: Tick, rows: Rows, number: int, job: Job) -> Mapping[str, int]:
-    """Fetch one shard's rows and write its five files; counts samples, ok, failed, bytes, and each code."""
-    from curate.fetch.rows import read_rows
+DECODERS_A_FETCHER = 4
+"""Decode processes that one process can keep in bodies."""
+LANES = 2
+"""Parts that one process works on at once: one begins while the last slow hosts of another are waited for."""
+BODY_BYTES = 256 << 20
+"""Of all processes together."""
 
-    began = time.time()
-    _allow_many_sockets()
-    table = read_rows(rows)
-    shard = f"{number:08d}"
-    keys = [f"{shard}{row:0{job.key_digits}d}" for row in range(len(table))]
-    with disk(output.folder / f"{shard}.tar"), _spool(output) as spool:
-        outcomes = _outcomes(table, spool, job, tick)
-        records = [_record(*row) for row in zip(keys, table.select(_OWN).to_pylist(), outcomes, strict=True)]
-        tar = _write_tar(output, shard, spool, records, table, outcomes, job)
-    write_table(output, f"{shard}.parquet", _table(records, table, job))
-    write_table(output, f"{shard}.index.parquet", tar.index())
-    write_table(output, f"{shard}_ledger.parquet", _ledger(records, outcomes), varies=True)
-    counts = Counter(record["error_code"] or "success" for record in records)
-    stats = _stats(records, counts, began)
-    output.write(f"{shard}_stats.json", json.dumps(stats, indent=4).encode(), varies=True)
-    ok = counts.pop("success", 0)
-    if ok != len(tar.keys):
-        raise PartError(f"download {shard}", f"{ok:,} samples succeeded and {len(tar.keys):,} are in the tar")
-    return {
-        "samples": len(records),
-        "ok": ok,
-        "failed": len(records) - ok,
-        "received_bytes": sum(o.received or 0 for o in outcomes),
-        "stored_bytes": sum(o.length for o in outcomes),
-        **{f"code:{code}": count for code, count in sorted(counts.items())},
+
+def shares(workers: int, parts: int, connections: int | None) -> tuple[int, dict[str, Any]]:
+    """How many processes fetch where `workers` decode (0: all in this process), and each one's part of a `Job`."""
+    if workers <= 0:
+        return 0, {"connections": connections, "threads": len(os.sched_getaffinity(0))}
+    fetchers = max(1, min(workers // DECODERS_A_FETCHER, parts))
+    return fetchers, {
+        "connections": None if connections is None else max(1, connections // fetchers),
+        "processes": -(-workers // fetchers),
+        "body_bytes": BODY_BYTES // fetchers,
     }
 
 
-def _allow_many_sockets() -> None:
+def download_part(output: Output, tick: Tick, rows: Rows, number: int, job: Job) -> Mapping[str, int]:
+    """Fetch one shard's rows and write its files; counts samples, ok, failed, bytes, and each code."""
+    from curate.fetch import crawl
+    from curate.fetch.rows import read_rows
+
+    began = time.time()
+    allow_many_sockets()
+    if job.fetcher == "curate":
+        crawl.prepare(job.images, job.limits, job.effort)
+    table = read_rows(rows)
+    shard = f"{number:08d}"
+    keys = [f"{shard}{row:0{job.key_digits}d}" for row in range(len(table))]
+    with disk(output.folder / f"{shard}.tar"), spool_in(output.folder) as spool:
+        outcomes = fetch_rows(table, dict.fromkeys(range(len(table))), spool, job, output.folder, tick)
+        asked = [outcomes[row] for row in range(len(table))]
+        records = [record(*r) for r in zip(keys, table.select(OWN).to_pylist(), asked, strict=True)]
+        with told_as_disk(tick):
+            counts = write_shard(
+                output,
+                shard,
+                records,
+                kept_columns(table, asked, job.bbox_column),
+                [ledger_row(r["key"], o) for r, o in zip(records, asked, strict=True)],
+                image=lambda row: spooled(spool, asked[row]),
+                compute_hash=job.images.compute_hash,
+                placeholder_urls=job.placeholder_urls,
+                began=began,
+            )
+    return {**counts, "received_bytes": received(asked)}
+
+
+def allow_many_sockets() -> None:
     """Raise the soft limit of open files to the hard one: kept connections need descriptors."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _spool(output: Output) -> BinaryIO:
+def spool_in(folder: Path) -> BinaryIO:
     """A nameless file on the pool's disk, gone with the process whatever ends it."""
-    make_folder(output.folder)
-    return tempfile.TemporaryFile(dir=output.folder)
+    make_folder(folder)
+    return tempfile.TemporaryFile(dir=folder)
 
 
-def _outcomes(table: pa.Table, spool: BinaryIO, job: Job, tick: Tick) -> list[Outcome]:
-    """The outcome of every row, those that the list spoils included."""
-    from curate.fetch.crawl import Effort, Outcome, Target, crawl
+def spooled(spool: BinaryIO, outcome: Outcome) -> tuple[str, bytes]:
+    """The extension and the bytes of an outcome's image."""
+    assert outcome.image is not None
+    spool.seek(outcome.offset)
+    return outcome.image.extension, spool.read(outcome.length)
+
+
+def received(outcomes: Sequence[Outcome]) -> int:
+    """Bytes of bodies that came over the network, each counted once."""
+    return sum(o.received or 0 for o in outcomes if not o.repeat)
+
+
+def fetch_rows(
+    table: pa.Table, attempts: Mapping[int, str | None], spool: BinaryIO, job: Job, folder: Path, tick: Tick
+) -> dict[int, Outcome]:
+    """The outcome of each row of `table` that is a key of `attempts`; images go to `spool`.
+
+    Rows that the list itself spoils are not asked for.
+    """
+    from curate.fetch.crawl import Outcome, crawl
     from curate.fetch.http import Fetched
-    from curate.fetch.images import use_one_thread
 
-    use_one_thread()
-    urls, spoiled = table["url"].to_pylist(), table["list_error"].to_pylist()
-    hashes = table[job.verify_column].to_pylist() if job.verify_column else [None] * len(table)
-    fates = {
-        row: Outcome(Fetched(urls[row] or ""), error_code=code, error_message=ERROR_CODES[code])
-        for row, code in enumerate(spoiled)
-        if code
-    }
-    tick(len(fates), len(fates))
-    targets = {
-        row: Target(url, None if expected is None else str(expected))
-        for row, (url, expected) in enumerate(zip(urls, hashes, strict=True))
-        if row not in fates
-    }
-    with _throttled(tick) as done:
-        fates |= crawl(
-            targets,
-            spool,
-            images=job.images,
-            limits=job.limits,
-            effort=Effort(job.connections, job.threads),
-            done=done,
-        )
+    urls = table["url"].to_pylist()
+    spoiled = table["list_error"].to_pylist()
+    boxes = _boxes(table, job)
+    fates: dict[int, Outcome] = {}
+    for row in attempts:
+        code = spoiled[row] or ("bad_metadata" if boxes[row] is None else None)
+        if code:
+            fates[row] = Outcome(Fetched(urls[row] or ""), error_code=code, error_message=ERROR_CODES[code])
+    tick(len(fates), len(fates), Counter(f"code:{o.error_code}" for o in fates.values()))
+    targets = _targets(table, [row for row in attempts if row not in fates], boxes, job)
+    with throttled(tick) as done:
+        if job.fetcher == "img2dataset":
+            from curate.fetch.img2dataset_part import fetch
+
+            fates |= fetch(targets, spool, images=job.images, limits=job.limits, folder=folder, done=done)
+        else:
+            fates |= crawl(targets, spool, images=job.images, limits=job.limits, effort=job.effort, done=done)
     spool.flush()
-    return [fates[row] for row in range(len(table))]
+    return fates
 
 
-class _throttled:  # noqa: N801 - used as a statement
-    """Passes progress on a few times a second, and the rest at the end."""
+def _targets(table: pa.Table, rows: Sequence[int], boxes: Sequence[Any], job: Job) -> dict[int, Target]:
+    from curate.fetch.crawl import LocalFile, Target
 
-    def __init__(self, tick: Tick) -> None:
-        self.tick, self.spoke = tick, time.monotonic()
-        self.done = self.failed = 0
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        return self.count
-
-    def __exit__(self, *_: object) -> None:
-        if self.done:
-            self.tick(self.done, self.failed)
-
-    def count(self, done: int, failed: int) -> None:
-        self.done += done
-        self.failed += failed
-        if time.monotonic() - self.spoke > _TICK_SECONDS:
-            self.tick(self.done, self.failed)
-            self.spoke, self.done, self.failed = time.monotonic(), 0, 0
-
-
-def _record(key: str, row: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
-    """One row of the table, without the list's own columns."""
-    image, code = outcome.image, outcome.error_code
-    failure = "failed_to_resize" if code in RESIZE_CODES else "failed_to_download"
+    urls = table["url"].to_pylist()
+    hashes = table[job.verify_column].to_pylist() if job.verify_column else [None] * len(table)
+    expected = [None if value is None else str(value) for value in hashes]
+    if job.local_root is None:
+        return {row: Target(urls[row], expected[row], boxes[row]) for row in rows}
+    names, offsets, lengths = (table[name].to_pylist() for name in LOCAL)
     return {
-        "uid": row["uid"],
-        "url": row["url"],
-        "caption": row["caption"],
+        row: Target(
+            urls[row] or "",
+            expected[row],
+            boxes[row],
+            LocalFile(job.local_root / names[row], offsets[row], lengths[row]),
+        )
+        for row in rows
+    }
+
+
+def _boxes(table: pa.Table, job: Job) -> list[tuple[tuple[float, ...], ...] | None]:
+    """The faces of each row; None where the list says something that is no list of boxes."""
+    if not job.bbox_column:
+        return [()] * len(table)
+    found: list[tuple[tuple[float, ...], ...] | None] = []
+    for cell in table[job.bbox_column].to_pylist():
+        try:
+            boxes = tuple(tuple(float(side) for side in box) for box in cell or ())
+        except (TypeError, ValueError):
+            found.append(None)
+            continue
+        found.append(boxes if all(len(box) == 4 for box in boxes) else None)
+    return found
+
+
+def record(key: str, row: Mapping[str, Any], outcome: Outcome) -> Record:
+    """What the table says of one sample; of a blocked one, nothing that leads to it."""
+    image, code = outcome.image, outcome.error_code
+    hidden = code == "blocked"
+    failure = "failed_to_resize" if code in RESIZE_CODES else "failed_to_download"
+    uid = row["uid"]
+    if uid is None:  # a file of this machine: known by what is in it
+        uid = derive_uid(image.sha256 if image else f"{outcome.fetched.url}\0{key}", row["caption"])
+    return {
+        "uid": uid,
+        "url": None if hidden else row["url"],
+        "caption": None if hidden else row["caption"],
         "key": key,
         "status": failure if code else "success",
         "error_message": outcome.error_message,
@@ -210,130 +236,89 @@ def _record(key: str, row: Mapping[str, Any], outcome: Outcome) -> dict[str, Any
         "final_url": outcome.fetched.final_url,
         "content_type": outcome.fetched.content_type,
         "original_bytes": outcome.received,
+        "original_format": image and image.original_format,
+        "original_mode": image and image.original_mode,
+        "original_frames": image and image.original_frames,
+        "original_orientation": image and image.original_orientation,
+        "hash_ok": image and image.hash_ok,
         "digest": image and image.digest,
     }
 
 
-def _write_tar(
-    output: Output,
-    shard: str,
-    spool: BinaryIO,
-    records: Sequence[Mapping[str, Any]],
-    table: pa.Table,
-    outcomes: Sequence[Outcome],
-    job: Job,
-) -> TarWriter:
-    """The images and their texts, in the order of the list."""
-    writer = TarWriter(output.open(f"{shard}.tar"))
-    others = {name: safe_values(column) for name, column in _others(table, job).items()}
-    for row, (record, outcome) in enumerate(zip(records, outcomes, strict=True)):
-        if outcome.image is None:
-            continue
-        spool.seek(outcome.offset)
-        described = {
-            "url": record["url"],
-            "caption": record["caption"],
-            "uid": record["uid"],
-            **{name: values[row] for name, values in others.items()},
-            **{name: record[name] for name in _IN_JSON},
-            job.images.compute_hash: record["digest"],
-        }
-        members = [
-            (outcome.image.extension, spool.read(outcome.length)),
-            ("txt", (record["caption"] or "").encode()),
-            ("json", json.dumps(described, indent=4, allow_nan=False).encode()),
-        ]
-        writer.add(record["key"], members)
-    writer.finish()
-    return writer
+def ledger_row(key: str, outcome: Outcome, attempt: int = 0) -> dict[str, Any]:
+    """What the ledger says of one sample."""
+    import json
 
-
-def _table(records: Sequence[Mapping[str, Any]], table: pa.Table, job: Job) -> pa.Table:
-    """All attempted rows: our columns, then the list's."""
-    import pyarrow as pa
-
-    ours = {name: pa.array([r[name] for r in records], pa.type_for_alias(kind)) for name, kind in TABLE}
-    ours.setdefault(job.images.compute_hash, pa.array([r["digest"] for r in records], pa.string()))
-    return pa.table({**ours, **_others(table, job)})
-
-
-def _others(table: pa.Table, job: Job) -> dict[str, pa.ChunkedArray]:
-    """The list's own columns; one that has the name of one of ours is kept as `list_<name>`."""
-    ours = {job.images.compute_hash, *(name for name, _ in TABLE)}
-    names = [name for name in table.column_names if name not in _OWN]
-    return {f"list_{name}" if name in ours else name: table[name] for name in names}
-
-
-def _ledger(records: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome]) -> pa.Table:
-    import pyarrow as pa
-
-    rows = [
-        {
-            "key": record["key"],
-            "error_code": record["error_code"],
-            "tries": outcome.fetched.tries,
-            "seconds": outcome.fetched.seconds,
-            "http_status": outcome.fetched.http_status,
-            "address": outcome.fetched.address,
-            "headers": json.dumps(outcome.fetched.headers),
-        }
-        for record, outcome in zip(records, outcomes, strict=True)
-    ]
-    return pa.table({n: pa.array([r[n] for r in rows], pa.type_for_alias(kind)) for n, kind in LEDGER})
-
-
-def _stats(records: Sequence[Mapping[str, Any]], codes: Mapping[str, int], began: float) -> dict[str, Any]:
-    """img2dataset's statistics of a shard; `status_dict` counts error codes in the place of messages."""
-    states = Counter(record["status"] for record in records)
-    ended = time.time()
+    fetched = outcome.fetched
     return {
-        "count": len(records),
-        "successes": states["success"],
-        "failed_to_download": states["failed_to_download"],
-        "failed_to_resize": states["failed_to_resize"],
-        "duration": ended - began,
-        "start_time": began,
-        "end_time": ended,
-        "status_dict": dict(codes),
+        "key": key,
+        "error_code": outcome.error_code,
+        "attempt": attempt,
+        "tries": 0 if outcome.repeat else fetched.tries,
+        "seconds": 0.0 if outcome.repeat else fetched.seconds,
+        "http_status": fetched.http_status,
+        "address": fetched.address,
+        "headers": json.dumps(fetched.headers),
     }
 
 
-def safe_values(column: pa.ChunkedArray) -> list[Any]:
-    """The column's cells as JSON can say them: dates in ISO form, bytes in base64, NaN as null."""
+def kept_columns(table: pa.Table, outcomes: Sequence[Outcome], bbox_column: str | None) -> pa.Table:
+    """The list's own columns: boxes turned with their picture, and nothing of a blocked sample."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    try:
-        values = column.to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException):  # one cell is enough: bytes, nanoseconds, year 10000
-        values = [_cell(cell) for cell in column]
-    return [_safe(value) for value in values]
-
-
-def _cell(cell: pa.Scalar) -> Any:
-    import pyarrow as pa
-
-    try:
-        return cell.as_py()
-    except (ValueError, OverflowError, pa.ArrowException):
-        try:
-            return str(cell.cast(pa.string()))
-        except (ValueError, pa.ArrowException):
-            return None
+    others = table.drop_columns([name for name in OWN if name in table.column_names])
+    if bbox_column in others.column_names and any(o.image and o.image.boxes for o in outcomes):
+        cells = [
+            [list(box) for box in o.image.boxes] if o.image and o.image.boxes else cell
+            for o, cell in zip(outcomes, others[bbox_column].to_pylist(), strict=True)
+        ]
+        place = others.column_names.index(bbox_column)
+        others = others.set_column(place, bbox_column, pa.array(cells, others.schema.field(place).type))
+    blocked = pa.array([o.error_code == "blocked" for o in outcomes])
+    if pc.any(blocked).as_py():
+        for place, name in enumerate(others.column_names):
+            nothing = pa.scalar(None, others[name].type)
+            others = others.set_column(place, name, pc.if_else(blocked, nothing, others[name]))
+    return others
 
 
-def _safe(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    if isinstance(value, dict):
-        return {str(name): _safe(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_safe(inner) for inner in value]
-    return str(value)
+class throttled:  # noqa: N801 - used as a statement
+    """Passes progress on a few times a second, and the rest at the end."""
+
+    def __init__(self, tick: Tick) -> None:
+        self.tick, self.spoke = tick, time.monotonic()
+        self.done = self.failed = 0
+        self.news: Counter[str] = Counter()
+
+    def __enter__(self) -> Callable[..., None]:
+        return self.count
+
+    def __exit__(self, *_: object) -> None:
+        self.pass_on()
+
+    def count(self, done: int, failed: int, news: Mapping[str, float]) -> None:
+        """So many more samples have ended, so many of them failed; and what else there is to tell."""
+        self.done += done
+        self.failed += failed
+        self.news.update(news)
+        if time.monotonic() - self.spoke > _TICK_SECONDS:
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """Tell what was counted since the last time."""
+        if self.done or self.news:
+            self.tick(self.done, self.failed, dict(self.news))
+        self.spoke, self.done, self.failed = time.monotonic(), 0, 0
+        self.news.clear()
+
+
+@contextmanager
+def told_as_disk(tick: Tick) -> Iterator[None]:
+    """The seconds inside are the disk's where nothing is fetched meanwhile."""
+    from curate.fetch import crawl
+
+    waited, began = crawl.idle(), time.monotonic()
+    yield
+    if waited and crawl.idle():
+        tick(0, 0, {"seconds:disk": time.monotonic() - began})

@@ -134,7 +134,7 @@ def half_made(folder: Path, before: dict[str, str], whole: dict[str, str], marke
     """Final names with anything but their old or their final content, and receipts of what is not there."""
     problems = []
     for name, digest in contents(folder).items():
-        if name.endswith((".tmp", ".lock")) or Path(name).name in markers:
+        if name.endswith((".tmp", ".lock", ".replaced")) or Path(name).name in markers:
             continue
         if digest not in (before.get(name), whole.get(name)):
             problems.append(f"half-made: {name}")

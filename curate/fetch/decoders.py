@@ -1,0 +1,237 @@
+"""Decode and encode away from the event loop: in processes of their own, or in threads of this one.
+
+A decoder is C code that is handed bytes from strangers. In a process of its own its crash, its hang and its
+memory cost one image a retry and nothing else: what kills three processes is an error code of its row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+from curate.engines.local import die_with_parent, main_module_hidden, portable
+from curate.errors import SampleError, StopError
+from curate.fetch.settings import ImageSettings
+
+if TYPE_CHECKING:
+    from curate.fetch.images import Converted
+
+TRIES = 3
+"""Processes that one image may end."""
+SECONDS = 60.0
+"""For one image; the largest that is allowed takes a few."""
+STILLBORN = 5
+"""Processes in a row that end before they are ready: then it is not for the images."""
+
+Boxes = tuple[tuple[float, float, float, float], ...]
+
+log = logging.getLogger("curate.fetch")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Bytes to convert; `expected` is the hash that they should have, `boxes` are the faces to blur."""
+
+    body: bytes
+    expected: str | None = None
+    boxes: Boxes = ()
+
+
+class Threads:
+    """Converts in threads of this process."""
+
+    def __init__(self, count: int, settings: ImageSettings) -> None:
+        from curate.fetch.images import convert, use_one_thread
+
+        use_one_thread()
+        self.settings, self.count = settings, count
+        self.backlog = 0
+        self._convert = convert
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="decode")
+
+    async def convert(self, picture: Picture) -> Converted:
+        """The converted picture. Raises SampleError."""
+        loop = asyncio.get_running_loop()
+        self.backlog += 1
+        try:
+            return await loop.run_in_executor(
+                self._threads, self._convert, picture.body, self.settings, picture.expected, picture.boxes
+            )
+        finally:
+            self.backlog -= 1
+
+    def close(self) -> None:
+        """End the threads; what they still work on is given up."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass
+class _Work:
+    picture: Picture
+    future: asyncio.Future[Converted]
+    tries: int = 0
+
+
+class Processes:
+    """Converts in processes; `backlog` counts the pictures that were handed in and are not done.
+
+    Lives on one event loop, from its making to its `close`.
+    """
+
+    def __init__(self, count: int, settings: ImageSettings) -> None:
+        self.settings, self.count = settings, count
+        self.backlog = 0
+        self.stillborn = 0
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[_Work] = deque()
+        self._hands = [_Hand(self) for _ in range(count)]
+
+    async def convert(self, picture: Picture) -> Converted:
+        """The converted picture.
+
+        Raises SampleError, decoder_died where it ended every process that tried; StopError where none starts.
+        """
+        work = _Work(picture, self._loop.create_future())
+        self.backlog += 1
+        self._waiting.append(work)
+        self.feed()
+        try:
+            return await work.future
+        finally:
+            self.backlog -= 1
+
+    def feed(self) -> None:
+        """Give every idle process something to do."""
+        for hand in self._hands:
+            if hand.work is not None or hand.pipe.closed:
+                continue
+            while self._waiting and self._waiting[0].future.done():
+                self._waiting.popleft()  # given up by who asked
+            if not self._waiting:
+                return
+            hand.give(self._waiting.popleft())
+
+    def again(self, work: _Work, cause: str) -> None:
+        """What a process died of is tried in another, or has failed."""
+        if self.stillborn >= STILLBORN:
+            for lost in (work, *self._waiting):
+                if not lost.future.done():
+                    lost.future.set_exception(StopError("decode processes", f"do not start ({cause})"))
+            self._waiting.clear()
+        elif work.tries < TRIES:
+            log.warning("a decode process died (%s); its image is tried again", cause)
+            self._waiting.appendleft(work)
+        elif not work.future.done():
+            work.future.set_exception(SampleError("decoder_died", f"three decode processes died on it ({cause})"))
+
+    def close(self) -> None:
+        """End the processes at once."""
+        for hand in self._hands:
+            hand.end()
+
+
+class _Hand:
+    """One decode process, seen from the event loop."""
+
+    def __init__(self, crew: Processes) -> None:
+        self.crew = crew
+        self.work: _Work | None = None
+        self.start()
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=serve, args=(there, os.getpid(), self.crew.settings), daemon=True
+        )
+        with main_module_hidden():
+            self.process.start()
+        there.close()
+        self.deadline: asyncio.TimerHandle | None = None
+        self.ready = False
+        self.crew._loop.add_reader(self.pipe.fileno(), self.hear)
+
+    def give(self, work: _Work) -> None:
+        self.work = work
+        work.tries += 1
+        self.deadline = self.crew._loop.call_later(SECONDS, self.process.kill)
+        with suppress(BrokenPipeError, ConnectionResetError):  # its death is heard next
+            self.pipe.send((work.picture.body, work.picture.expected, work.picture.boxes))
+
+    def hear(self) -> None:
+        try:
+            kind, content = self.pipe.recv()
+        except (EOFError, OSError):
+            self.bury()
+            return
+        if kind == "ready":
+            self.ready, self.crew.stillborn = True, 0
+            return
+        work, self.work = self.work, None
+        assert work is not None and self.deadline is not None
+        self.deadline.cancel()
+        self.crew.feed()  # before the answer is looked at: the process is idle meanwhile
+        if work.future.done():
+            return
+        if kind == "image":
+            work.future.set_result(content)
+        else:
+            work.future.set_exception(content)
+
+    def bury(self) -> None:
+        work, self.work = self.work, None
+        self.end()
+        code = self.process.exitcode
+        cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        self.crew.stillborn += not self.ready
+        if self.crew.stillborn < STILLBORN:
+            self.start()
+        if work is not None:
+            self.crew.again(work, cause)
+        self.crew.feed()
+
+    def end(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+        if not self.pipe.closed:
+            self.crew._loop.remove_reader(self.pipe.fileno())
+            self.pipe.close()
+        self.process.kill()
+        self.process.join()
+
+
+def serve(pipe: Connection, parent: int, settings: ImageSettings) -> None:
+    """What a decode process does: pictures in, images or errors out, until the pipe closes."""
+    die_with_parent(parent)
+    from curate.fetch.images import convert, use_one_thread
+
+    use_one_thread()
+    pipe.send(("ready", None))
+    while True:
+        try:
+            body, expected, boxes = pipe.recv()
+        except (EOFError, OSError):
+            return
+        answer: tuple[str, Any]
+        try:
+            answer = ("image", convert(body, settings, expected, boxes))
+        except SampleError as error:
+            answer = ("error", error)
+        except MemoryError:
+            os._exit(137)  # another process, with nothing else in it, may have enough
+        except Exception as error:
+            answer = ("error", portable(error))
+        try:
+            pipe.send(answer)
+        except (BrokenPipeError, ConnectionResetError):
+            return
