@@ -41,6 +41,9 @@ __all__ = [
 TRIES = 3
 """A call whose worker dies is started at most this often."""
 
+LOOK = 5.0
+"""Seconds between two looks at the workers, at most."""
+
 log = logging.getLogger("curate")
 
 
@@ -113,10 +116,9 @@ class _Watch:
     dead: float | None
 
     @property
-    def pace(self) -> float | None:
+    def pace(self) -> float:
         """Seconds between two looks."""
-        limits = [limit for limit in (self.quiet, self.dead) if limit is not None]
-        return min([*(limit / 4 for limit in limits), 5.0]) if limits else None
+        return min([LOOK, *(limit / 4 for limit in (self.quiet, self.dead) if limit is not None)])
 
 
 @dataclass
@@ -174,7 +176,7 @@ class _Pool:
             for worker in busy:
                 if worker.pipe in ready:
                     yield from self._hear(worker)
-                elif worker.process.sentinel in ready:  # a child of it holds the pipe open
+                elif not ready and not worker.process.is_alive():  # a child of it holds the pipe open
                     yield from self._bury(worker)
             self._check()
 
@@ -197,11 +199,11 @@ class _Pool:
         return True
 
     def _listen(self, busy: Sequence[_Worker]) -> list[Any]:
-        """The pipes that hold a message and the sentinels of those who died, after a while or at the next look."""
+        """The pipes that hold a message; none when it is time for another look."""
         began, pace = time.monotonic(), self.watch.pace
-        ready = wait([x for w in busy for x in (w.pipe, w.process.sentinel)], pace)
-        stopped = time.monotonic() - began - (pace or 0.0)
-        if pace is not None and stopped > pace:  # the whole group was (Ctrl-Z): that is nobody's silence
+        ready = wait([w.pipe for w in busy], pace)
+        stopped = time.monotonic() - began - pace
+        if stopped > pace:  # the whole group was (Ctrl-Z): that is nobody's silence
             for running in (r for w in busy for r in w.calls.values()):
                 running.heard += stopped
         return ready
@@ -236,7 +238,7 @@ class _Pool:
     def _check(self) -> None:
         """Name the calls that have told nothing for long, and kill the workers of those that never will."""
         now = time.monotonic()
-        for worker in self.workers if self.watch.pace else ():
+        for worker in self.workers:
             if worker.stuck is not None or worker.pipe.poll():
                 continue  # what waits in the pipe may be a sign of life
             for index, running in worker.calls.items():
