@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -423,7 +424,7 @@ def _go_on_replacing(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> int:
-    """Remove what dead processes left in `folder` and its receipts, `.tmp` files and locks; how many.
+    """Remove what dead processes left in `folder` and its receipts: `.tmp` files and folders, locks; how many.
 
     A replacement of a part that was ended between two of its files is finished first.
     """
@@ -431,11 +432,15 @@ def sweep(folder: Path) -> int:
     _go_on_replacing(folder)
     for place in (folder, folder / RECEIPTS):
         for path in [*place.glob("*.tmp"), *place.glob("*.lock")]:
-            with suppress(OSError), path.open("rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if same_file(stream.fileno(), path):
-                    path.unlink()
-                    swept += 1
+            with suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if same_file(fd, path):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                        swept += 1
+                finally:
+                    os.close(fd)
     return swept
 
 

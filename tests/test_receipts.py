@@ -295,6 +295,8 @@ def test_sweep_takes_what_dead_processes_left(tmp_path: Path) -> None:
     made(tmp_path)
     for name in ("a.tmp", "_receipts/p.json.tmp", "_receipts/p.lock"):
         (tmp_path / name).write_bytes(b"half")
-    assert receipts.sweep(tmp_path) == 3
+    (tmp_path / "b.tmp").mkdir()
+    (tmp_path / "b.tmp" / "c").write_bytes(b"half")
+    assert receipts.sweep(tmp_path) == 4
     assert names(tmp_path) == ["_receipts/p.json", "p.log", "p.txt"]
     assert receipts.sweep(tmp_path / "nowhere") == 0

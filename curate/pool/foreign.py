@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate import shards, uids
 from curate.errors import PartError
+from curate.fetch.messages import code_of
 from curate.fetch.sniff import sniff
 from curate.pool.names import ALIASES, column_in
 
@@ -20,40 +19,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 log = logging.getLogger("curate.adopt")
-
-_MESSAGES: Sequence[tuple[str, str]] = (
-    (r"timed? ?out", "timeout"),
-    (r"infinite loop|too many redirects", "too_many_redirects"),
-    (r"x-robots-tag", "opted_out"),
-    (r"hash mismatch", "hash_mismatch"),
-    (r"name or service not known|name resolution|nodename|no address associated|getaddrinfo", "dns"),
-    (r"ssl|certificate|tls", "tls"),
-    (r"reset|incompleteread|remote end closed|broken pipe|connection aborted", "reset"),
-    (r"refused|unreachable|no route to host", "refused"),
-    (r"badstatusline|bad status|got more than", "bad_response"),
-    (r"urlopen error unknown url type", "bad_scheme"),
-    (r"unknown url type|control characters|invalid url|no host given|nonnumeric port|'ascii' codec", "bad_url"),
-    (r"image too small", "too_small"),
-    (r"aspect ratio too large", "bad_aspect"),
-    (r"image area too large", "too_many_pixels"),
-    (r"!buf\.empty\(\)", "empty"),
-    (r"imencode|encode", "encode_failed"),
-    (r"decod", "bad_image"),
-)
-"""What img2dataset's messages say, most telling first; they are texts of Python's and OpenCV's exceptions."""
-
-_STAGES = {"failed_to_download": "download_failed", "failed_to_resize": "bad_image"}
-
-
-@lru_cache(maxsize=10_000)
-def code_of(status: str | None, message: str | None) -> str:
-    """The error code for img2dataset's status and message of a sample that it did not store."""
-    text = (message or "").lower()
-    if found := re.search(r"http error (\d{3})", text):
-        redirected = "infinite loop" in text
-        return "too_many_redirects" if redirected else f"http_{found[1]}"
-    known = (code for pattern, code in _MESSAGES if re.search(pattern, text))
-    return next(known, None) or _STAGES.get(status or "", "download_failed")
 
 
 def completed(table: pa.Table, keys: Sequence[str], where: Path) -> pa.Table:

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import shards, uids
+from curate.fetch.messages import code_of
 from curate.pool import Part, Pool, open_pool
 from curate.pool.adopt import adopt
-from curate.pool.foreign import code_of
 from curate.shards import TarWriter
 from tests.pools import caption_of, jpeg, make_img2dataset, make_metadata, make_pool, uid_of, url_of
 
@@ -180,7 +180,7 @@ def test_metadata_without_identity(tmp_path: Path, caplog: pytest.LogCaptureFixt
         ("HTTP Error 302: ... would lead to an infinite loop.\nFound", "too_many_redirects"),
         ("<urlopen error timed out>", "timeout"),
         ("The read operation timed out", "timeout"),
-        ("<urlopen error [Errno -2] Name or service not known>", "dns"),
+        ("<urlopen error [Errno -2] Name or service not known>", "no_such_host"),
         ("<urlopen error [Errno -3] Temporary failure in name resolution>", "dns"),
         ("<urlopen error [Errno 111] Connection refused>", "refused"),
         ("[Errno 104] Connection reset by peer", "reset"),
@@ -189,6 +189,8 @@ def test_metadata_without_identity(tmp_path: Path, caplog: pytest.LogCaptureFixt
         ("<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed>", "tls"),
         ("Use of image disallowed by X-Robots-Tag directive", "opted_out"),
         ("hash mismatch", "hash_mismatch"),
+        ("<urlopen error private address: 10.0.0.1>", "private_address"),
+        ("HTTP Error 302: Found - Redirection to url 'file:///a.jpg' is not allowed", "bad_scheme"),
         ("unknown url type: ''", "bad_url"),
         ("<urlopen error unknown url type: foo>", "bad_scheme"),
         ("URL can't contain control characters. '/a b' (found at least ' ')", "bad_url"),
@@ -220,6 +222,6 @@ def test_messages_of_failed_conversions(message: str, code: str) -> None:
 
 def test_codes_are_known() -> None:
     from curate.errors import ERROR_CODES
-    from curate.pool import foreign
+    from curate.fetch import messages
 
-    assert {code for _, code in foreign._MESSAGES} | set(foreign._STAGES.values()) <= set(ERROR_CODES)
+    assert {code for _, code in messages._MESSAGES} | set(messages._STAGES.values()) <= set(ERROR_CODES)
