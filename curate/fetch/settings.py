@@ -6,7 +6,9 @@ The defaults are those of DataComp's own download (512 px, keep_ratio_largest, o
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from curate.errors import InputError, UnknownName
 
@@ -144,6 +146,18 @@ class ImageSettings:
                 "--encode-quality",
                 f"{self.encode_format} takes a {meaning} of {low} to {high} (found {self.encode_quality})",
             )
+
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as JSON can say them: no infinite numbers."""
+        return {k: str(v) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> ImageSettings:
+        """The settings that `as_json` said."""
+        floats = {f.name for f in fields(cls) if f.type == "float"}
+        values: dict[str, Any] = {k: float(v) if k in floats else v for k, v in told.items()}
+        return cls(**values)
 
 
 def digest_of(body: bytes, algorithm: str) -> str:

@@ -51,6 +51,11 @@ class Layout:
         return self.root / "sources.json"
 
     @property
+    def attempts(self) -> Path:
+        """The attempts made since at what a download could not have."""
+        return self.root / "attempts.json"
+
+    @property
     def derived(self) -> Path:
         """Tables and indexes made for foreign shards and metadata."""
         return self.work / "derived"

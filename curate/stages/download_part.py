@@ -100,7 +100,7 @@ def download_part(output: Output, tick: Tick, rows: Rows, number: int, job: Job)
     shard = f"{number:08d}"
     keys = [f"{shard}{row:0{job.key_digits}d}" for row in range(len(table))]
     with disk(output.folder / f"{shard}.tar"), spool_in(output.folder) as spool:
-        outcomes = fetch_rows(table, dict.fromkeys(range(len(table))), spool, job, output.folder, tick)
+        outcomes = fetch_rows(table, range(len(table)), spool, job, output.folder, tick)
         asked = [outcomes[row] for row in range(len(table))]
         records = [record(*r) for r in zip(keys, table.select(OWN).to_pylist(), asked, strict=True)]
         with told_as_disk(tick):
@@ -144,9 +144,9 @@ def received(outcomes: Sequence[Outcome]) -> int:
 
 
 def fetch_rows(
-    table: pa.Table, attempts: Mapping[int, str | None], spool: BinaryIO, job: Job, folder: Path, tick: Tick
+    table: pa.Table, rows: Sequence[int], spool: BinaryIO, job: Job, folder: Path, tick: Tick
 ) -> dict[int, Outcome]:
-    """The outcome of each row of `table` that is a key of `attempts`; images go to `spool`.
+    """The outcome of each of these `rows` of `table`; images go to `spool`.
 
     Rows that the list itself spoils are not asked for.
     """
@@ -157,12 +157,12 @@ def fetch_rows(
     spoiled = table["list_error"].to_pylist()
     boxes = _boxes(table, job)
     fates: dict[int, Outcome] = {}
-    for row in attempts:
+    for row in rows:
         code = spoiled[row] or ("bad_metadata" if boxes[row] is None else None)
         if code:
             fates[row] = Outcome(Fetched(urls[row] or ""), error_code=code, error_message=ERROR_CODES[code])
     tick(len(fates), len(fates), Counter(f"code:{o.error_code}" for o in fates.values()))
-    targets = _targets(table, [row for row in attempts if row not in fates], boxes, job)
+    targets = _targets(table, [row for row in rows if row not in fates], boxes, job)
     with throttled(tick) as done:
         if job.fetcher == "img2dataset":
             from curate.fetch.img2dataset_part import fetch

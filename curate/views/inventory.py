@@ -16,7 +16,7 @@ from curate.receipts import RECEIPTS, Receipt, read_json, read_receipt, receipt_
 OWN = ("derived", "embeddings", "scores", "indexes", "selections", "logs")
 """Folders that only `curate` writes, below the pool's `work`."""
 
-_LOOSE = frozenset({"model.json", "score.json", "latest.json", "sources.json", "subset.json"})
+_LOOSE = frozenset({"model.json", "score.json", "latest.json", "sources.json", "attempts.json", "subset.json"})
 _SUBSET_SHARDS = frozenset({"meta.json", "sizes.json", "sample_ids.npy"})
 _SUBSET = frozenset({"README.md", "training.json", "missing.parquet", "uids.npy"})
 
@@ -118,7 +118,7 @@ def _of(folder: Path, part: str) -> set[Path]:
 
 
 def _one(found: Inventory, path: Path, *, logs: bool = False) -> None:
-    if path.name.endswith(".tmp"):
+    if path.name.endswith((".tmp", ".replaced")):
         found.unfinished.append(path)
     elif path.name.endswith(".lock"):
         found.locks.append(path)
