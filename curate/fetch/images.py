@@ -1,20 +1,21 @@
 """From the bytes that a server sent to the image that a shard stores, in img2dataset's modes.
 
 The resize modes give the pixels of img2dataset 1.47, and so does alpha over white. Where theirs loses the
-picture or the machine, ours differs, on purpose: sizes are checked in the header before decoding, the EXIF
-orientation is applied, 16-bit samples are scaled to 8 and not cut off at 255, an image that is cut short is
-refused by every version of OpenCV. Of an animation, the first frame is stored.
+picture or the machine, ours differs, on purpose: sizes, frames and scans are checked in the header before
+decoding, the EXIF orientation is applied, 16-bit samples are scaled to 8 and not cut off at 255, an image that is
+cut short is refused by every version of OpenCV, and a JPEG far larger than what is asked for is decoded at a
+fraction of its size. Of an animation, the first frame is stored. Nothing but the picture is: where the file's own
+bytes are kept, they are stripped of EXIF, places and comments.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import logging
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import cv2
@@ -22,13 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from curate.errors import SampleError
+from curate.fetch.blur import Box, blurred, upright, valid
+from curate.fetch.exif import texts
 from curate.fetch.settings import ImageSettings, digest_of
 from curate.fetch.sniff import Header, sniff
+from curate.fetch.strip import without_metadata, without_texts
 
 __all__ = ["Converted", "ImageSettings", "convert", "use_one_thread"]
 
 Pixels = npt.NDArray[Any]
-Box = tuple[float, float, float, float]
 
 _INTERPOLATION = {
     "nearest": cv2.INTER_NEAREST,
@@ -49,6 +52,13 @@ _SAME_FORMAT = {"jpg": "jpeg", "png": "png", "webp": "webp"}
 _WHITE = (255, 255, 255)
 _BAND = 1 << 20
 _BIG = 25_000_000
+_SPARE = 1.5
+"""A draft leaves this many times the pixels asked for, a side, to resize from."""
+_DRAFTS = {
+    8: (cv2.IMREAD_REDUCED_COLOR_8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+    4: (cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+    2: (cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+}
 
 _one_big_image = threading.Lock()
 """Held while an image of more than `_BIG` pixels is decoded: threads share the memory that one may take."""
@@ -93,31 +103,26 @@ def use_one_thread() -> None:
 def convert(
     body: bytes, settings: ImageSettings, expected: str | None = None, boxes: Sequence[Box] = ()
 ) -> Converted:
-    """The image in `body`, decoded, turned upright, resized and encoded as `settings` say.
+    """The image in `body`, decoded, turned upright, resized, blurred in `boxes` and encoded as `settings` say.
 
-    `expected` is the hash of `settings.verify_hash` that the bytes must have. Raises SampleError with
-    hash_mismatch, not_an_image, too_many_pixels, too_small, bad_aspect, bad_image or encode_failed.
+    `expected` is the hash of `settings.verify_hash` that the bytes should have; None has nothing to compare.
+    `boxes` are faces: x0, y0, x1, y1 as fractions of the picture as its bytes store it, before EXIF's
+    orientation; what blur.valid refuses among them is left out. Raises SampleError with hash_mismatch,
+    not_an_image, too_many_pixels, too_many_frames, too_small, bad_aspect, bad_image or encode_failed.
     """
-    if settings.verify_hash and digest_of(body, settings.verify_hash) != (expected or "").strip().lower():
-        raise SampleError("hash_mismatch", f"the {settings.verify_hash} is not the one in the list")
+    hash_ok = _hash_ok(body, settings, expected)
     header = sniff(body)
     if header is None:
         raise SampleError("not_an_image", f"no known image format (the bytes begin with {body[:8]!r})")
     _check_size(header.width, header.height, settings)
-    if header.width * header.height > _BIG:
-        with _one_big_image:
-            return _convert(body, header, settings)
-    return _convert(body, header, settings)
-
-
-def _convert(body: bytes, header: Header, settings: ImageSettings) -> Converted:
-    pixels, kept = _decode(body, header)
-    original_height, original_width = pixels.shape[:2]
-    _check_size(original_width, original_height, settings)
-    resized = _resize(pixels, settings)
-    height, width = resized.shape[:2]
-    unchanged = kept and resized is pixels and header.format == _SAME_FORMAT[settings.encode_format]
-    data = body if settings.skip_reencode and unchanged else _encode(resized, settings)
+    if header.frames > settings.max_frames:
+        raise SampleError("too_many_frames", f"{header.frames:,} frames are more than {settings.max_frames:,}")
+    if header.flaw:
+        raise SampleError("bad_image", header.flaw)
+    faces = upright(valid(boxes), header.orientation) if boxes else ()
+    with _one_big_image if header.width * header.height > _BIG else nullcontext():
+        data, width, height, original_width, original_height = _stored(body, header, settings, faces)
+    sha256 = hashlib.sha256(body).hexdigest()
     return Converted(
         data,
         settings.encode_format,
@@ -125,17 +130,54 @@ def _convert(body: bytes, header: Header, settings: ImageSettings) -> Converted:
         height,
         original_width,
         original_height,
-        _exif(body),
-        hashlib.sha256(body).hexdigest(),
-        digest_of(body, settings.compute_hash),
-        hashlib.sha256(data).hexdigest(),
+        texts(body, header.exif) if settings.keep_exif else None,
+        sha256,
+        sha256 if settings.compute_hash == "sha256" else digest_of(body, settings.compute_hash),
+        sha256 if data is body else hashlib.sha256(data).hexdigest(),
         header.format,
-        "rgb",
-        1,
+        header.mode,
+        header.frames,
         header.orientation,
-        None,
-        (),
+        hash_ok,
+        faces,
     )
+
+
+def _hash_ok(body: bytes, settings: ImageSettings, expected: str | None) -> bool | None:
+    if not settings.verify_hash or settings.on_mismatch == "keep" or not (wanted := (expected or "").strip()):
+        return None
+    same = digest_of(body, settings.verify_hash) == wanted.lower()
+    if not same and settings.on_mismatch == "drop":
+        raise SampleError("hash_mismatch", f"the {settings.verify_hash} is not the one in the list")
+    return same
+
+
+def _stored(
+    body: bytes, header: Header, settings: ImageSettings, faces: Sequence[Box]
+) -> tuple[bytes, int, int, int, int]:
+    """The bytes to store, the width and height of what they show, and those of the file, upright."""
+    reduction = _reduction(header, settings)
+    pixels, kept = _decode(body, header, reduction)
+    if reduction > 1:
+        size = (header.width, header.height)
+        original_width, original_height = size if header.orientation < 5 else size[::-1]
+    else:
+        original_height, original_width = pixels.shape[:2]
+        _check_size(original_width, original_height, settings)
+    resized = _resize(pixels, (original_height, original_width), settings)
+    if faces:
+        resized = blurred(resized, faces)
+    framed = _frame(resized, (original_height, original_width), settings)
+    height, width = framed.shape[:2]
+    data = None
+    if (
+        settings.skip_reencode
+        and kept
+        and framed is pixels
+        and header.format == _SAME_FORMAT[settings.encode_format]
+    ):
+        data = without_metadata(body, header.format)
+    return _encode(framed, settings) if data is None else data, width, height, original_width, original_height
 
 
 def _check_size(width: int, height: int, settings: ImageSettings) -> None:
@@ -150,26 +192,46 @@ def _check_size(width: int, height: int, settings: ImageSettings) -> None:
         raise SampleError("bad_aspect", f"{width} x {height} is beyond 1:{settings.max_aspect_ratio:g}")
 
 
-def _decode(body: bytes, header: Header) -> tuple[Pixels, bool]:
+def _reduction(header: Header, settings: ImageSettings) -> int:
+    """By how much a JPEG's sides may be divided while decoding: 8, 4, 2, or 1 where it is decoded in full."""
+    if (
+        not settings.draft
+        or settings.downscale_interpolation != "area"
+        or settings.resize_mode == "no"
+        or header.format != "jpeg"
+        or header.mode not in ("gray", "rgb")
+    ):
+        return 1
+    side = _deciding((header.height, header.width), settings)
+    return next((by for by in _DRAFTS if side / by >= _SPARE * settings.image_size), 1)
+
+
+def _decode(body: bytes, header: Header, reduction: int = 1) -> tuple[Pixels, bool]:
     """8-bit pixels, gray or BGR, upright; and whether the file shows exactly these."""
-    if not header.whole:
-        raise SampleError("bad_image", "the file is cut short")
+    if header.format == "png":
+        body = without_texts(body)
+    flags = cv2.IMREAD_UNCHANGED
+    if reduction > 1:
+        flags = _DRAFTS[reduction][header.mode == "gray"] | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(body, np.uint8), flags)
     except cv2.error:
         pixels = None
     if pixels is None:
         raise SampleError("bad_image", f"a {header.format} that does not decode")
-    kept = not header.animated and header.orientation == 1
+    kept = header.frames == 1 and header.orientation == 1
     if pixels.dtype == np.uint16:
-        pixels, kept = cv2.convertScaleAbs(pixels, alpha=1 / 257), False
+        # AVIF and JPEG 2000 come in as many bits as they were coded in, the others in all 16
+        bits = header.bits if header.format in ("avif", "jp2") else 16
+        pixels, kept = cv2.convertScaleAbs(pixels, alpha=255 / ((1 << bits) - 1)), False
     elif pixels.dtype != np.uint8:
         raise SampleError("bad_image", f"samples of type {pixels.dtype} have no known range")
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         pixels, kept = _over_white(pixels), False
     elif pixels.ndim == 3 and pixels.shape[2] != 3:
         raise SampleError("bad_image", f"{pixels.shape[2]} channels")
-    return _upright(pixels, header.orientation), kept
+    # OpenCV turns TIFFs itself, whatever the flags
+    return pixels if header.format == "tiff" else _upright(pixels, header.orientation), kept
 
 
 def _over_white(pixels: Pixels) -> Pixels:
@@ -178,13 +240,22 @@ def _over_white(pixels: Pixels) -> Pixels:
     colours = np.ascontiguousarray(pixels[..., :3])
     if pixels[..., 3].min() == 255:
         return colours
+    table = _white_table()
     rows = max(1, _BAND // width)
     for top in range(0, height, rows):
         band = slice(top, top + rows)
-        alpha = pixels[band, :, 3, np.newaxis]
-        mixed = alpha / 255 * pixels[band, :, :3] + 255 - alpha
-        colours[band] = np.rint(mixed.clip(min=0, max=255)).astype(np.uint8)
+        row = pixels[band, :, 3].astype(np.uint16) << 8
+        for channel in range(3):
+            colours[band, :, channel] = table[row | pixels[band, :, channel]]
     return colours
+
+
+@cache
+def _white_table() -> Pixels:
+    """img2dataset's alpha over white for every alpha (high byte) and colour (low byte)."""
+    alpha, colour = np.arange(256, dtype=np.uint8).reshape(-1, 1), np.arange(256, dtype=np.uint8)
+    mixed: Pixels = np.rint((alpha / 255 * colour + 255 - alpha).clip(min=0, max=255))
+    return mixed.astype(np.uint8).reshape(-1)
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -196,28 +267,43 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return pixels if flip is None else cv2.flip(pixels, flip)
 
 
-def _resize(pixels: Pixels, settings: ImageSettings) -> Pixels:
-    """The resized image; `pixels` itself where nothing is to be done."""
+def _deciding(shape: tuple[int, ...], settings: ImageSettings) -> int:
+    """The side that `image_size` is compared with."""
+    return min(shape[:2]) if settings.resize_mode in ("keep_ratio", "center_crop") else max(shape[:2])
+
+
+def _as_it_is(shape: tuple[int, int], settings: ImageSettings) -> bool:
+    """Whether a picture of this (height, width) keeps its size."""
     if settings.resize_mode == "no":
+        return True
+    return settings.resize_only_if_bigger and _deciding(shape, settings) <= settings.image_size
+
+
+def _resize(pixels: Pixels, original: tuple[int, int], settings: ImageSettings) -> Pixels:
+    """The picture at the size that one of `original` (height, width) gets; `pixels` itself where it has it."""
+    if _as_it_is(original, settings):
+        return pixels
+    side = _deciding(original, settings)
+    height, width = (max(1, round(length * (settings.image_size / side))) for length in original)
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    shrink = side > settings.image_size
+    name = settings.downscale_interpolation if shrink else settings.upscale_interpolation
+    return cv2.resize(pixels, (width, height), interpolation=_INTERPOLATION[name])
+
+
+def _frame(pixels: Pixels, original: tuple[int, int], settings: ImageSettings) -> Pixels:
+    """The resized picture cropped or padded to a square, in the modes that do."""
+    if settings.resize_mode not in ("center_crop", "border") or _as_it_is(original, settings):
         return pixels
     size = settings.image_size
-    by_shorter = settings.resize_mode in ("keep_ratio", "center_crop")
-    side = min(pixels.shape[:2]) if by_shorter else max(pixels.shape[:2])
-    shrink = side > size
-    if settings.resize_only_if_bigger and not shrink:
-        return pixels
-    height, width = (max(1, round(length * (size / side))) for length in pixels.shape[:2])
-    if (height, width) != pixels.shape[:2]:
-        name = settings.downscale_interpolation if shrink else settings.upscale_interpolation
-        pixels = cv2.resize(pixels, (width, height), interpolation=_INTERPOLATION[name])
+    height, width = pixels.shape[:2]
     if settings.resize_mode == "center_crop":
         top, left = (height - size) // 2, (width - size) // 2
-        return pixels[top : top + size, left : left + size]
-    if settings.resize_mode == "border":
-        top, left = (size - height) // 2, (size - width) // 2
-        edges = (top, size - height - top, left, size - width - left)
-        return cv2.copyMakeBorder(pixels, *edges, cv2.BORDER_CONSTANT, value=_WHITE)
-    return pixels
+        return pixels if height == width == size else pixels[top : top + size, left : left + size]
+    top, left = (size - height) // 2, (size - width) // 2
+    edges = (top, size - height - top, left, size - width - left)
+    return cv2.copyMakeBorder(pixels, *edges, cv2.BORDER_CONSTANT, value=_WHITE) if any(edges) else pixels
 
 
 def _encode(pixels: Pixels, settings: ImageSettings) -> bytes:
@@ -230,15 +316,3 @@ def _encode(pixels: Pixels, settings: ImageSettings) -> bytes:
         height, width = pixels.shape[:2]
         raise SampleError("encode_failed", f"{width} x {height} as {settings.encode_format}")
     return bytes(data)
-
-
-def _exif(body: bytes) -> str | None:
-    """The EXIF tags as img2dataset gives them: a JSON object of texts, empty where there are none."""
-    import exifread  # type: ignore[import-untyped]
-
-    logging.getLogger("exifread").setLevel(logging.CRITICAL)
-    try:
-        tags = exifread.process_file(io.BytesIO(body), details=False)
-        return json.dumps({name: str(value).strip() for name, value in tags.items() if value is not None})
-    except Exception:  # the parser has no error of its own: broken tags make it fail in any way
-        return None

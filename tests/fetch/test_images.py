@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import resource
 import struct
@@ -230,14 +229,6 @@ def test_an_animation_gives_its_first_frame() -> None:
         assert np.abs(stored[12, 16].astype(int) - [0, 0, 255]).max() <= 2, kind
 
 
-def test_exif_is_given_as_img2dataset_gives_it() -> None:
-    exif = Image.Exif()
-    exif[0x010F] = "Maker\u00fc "
-    tags = json.loads(convert(encoded(photo(16, 16), "JPEG", exif=exif), ImageSettings()).exif or "")
-    assert tags["Image Make"].startswith("Maker")
-    assert convert(encoded(photo(16, 16), "PNG"), ImageSettings()).exif == "{}"
-
-
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -280,11 +271,21 @@ def test_limits() -> None:
 
 def test_hashes() -> None:
     body = encoded(photo(20, 20))
-    settings = ImageSettings(verify_hash="md5", compute_hash="sha1")
     md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
-    assert convert(body, settings, md5.upper()).digest == hashlib.sha1(body).hexdigest()
-    assert code_of(body, settings, "0" * 32) == "hash_mismatch"
-    assert code_of(body, settings, None) == "hash_mismatch"
+    drop, record, keep = (
+        ImageSettings(verify_hash="md5", compute_hash="sha1", on_mismatch=what)
+        for what in ("drop", "record", "keep")
+    )
+    for settings, same, other in ((drop, True, None), (record, True, False), (keep, None, None)):
+        found = convert(body, settings, f" {md5.upper()}")
+        assert (found.hash_ok, found.digest) == (same, hashlib.sha1(body).hexdigest())
+        if settings is drop:
+            assert code_of(body, settings, "0" * 32) == "hash_mismatch"
+        else:
+            assert convert(body, settings, "0" * 32).hash_ok is other
+        assert convert(body, settings, None).hash_ok is convert(body, settings, " ").hash_ok is None
+    assert convert(body, ImageSettings(), md5).hash_ok is None
+    assert code_of(b"<html>", drop, "0" * 32) == "hash_mismatch"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000"])
