@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from curate.errors import InputError, nearest, no_such
 from curate.fetch import records
 from curate.fetch.records import MARK_EVERY
-from curate.fetch.rows import Columns, Rows, Slice, is_text, read_rows
+from curate.fetch.rows import SPOILED, Columns, Rows, Slice, is_text, read_rows, texts
 from curate.receipts import file_sha256
 from curate.uids import is_uid
 
@@ -31,9 +31,17 @@ log = logging.getLogger("curate.fetch")
 USUAL: Mapping[str, Sequence[str]] = {"url": ("url", "URL"), "caption": ("caption", "text", "TEXT")}
 """Names tried where none is given, in order of preference; `curate.pool.names` knows more."""
 
+BOXES = "face_bboxes"
+"""DataComp's column of faces: lists of x0, y0, x1, y1."""
+ERROR = "list_error"
+"""The column in which lists that we made keep what was wrong with a row."""
+HASH = "sha256"
+"""The column that most lists which have one call the hash of the image's bytes."""
+
 _COMPANIONS = {".npz", ".md", ".lock"}
-_UID_PROBE = 100
+_PROBE = 100
 _JOINED = re.compile(r"[,;\t|]")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,16 @@ class ListFile:
 
 @dataclass(frozen=True)
 class SourceList:
-    """A list of candidates that has been looked through once."""
+    """A list of candidates that has been looked through once.
+
+    `root` is the folder of the files that its rows stand for, if they do; `kept` is held for as long as the list
+    is, such as a temporary file that it is read from.
+    """
 
     files: tuple[ListFile, ...]
     columns: Columns
+    root: Path | None = None
+    kept: object = None
 
     @property
     def rows(self) -> int:
@@ -64,7 +78,26 @@ class SourceList:
     @property
     def other_columns(self) -> list[str]:
         """The columns that are kept besides uid, url and caption."""
-        return list(pa.ipc.read_schema(pa.BufferReader(self.columns.others)).names)
+        return list(self.schema.names)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The types of the other columns."""
+        return pa.ipc.read_schema(pa.BufferReader(self.columns.others))
+
+    @property
+    def box_column(self) -> str | None:
+        """The column of faces that DataComp's metadata has, where this list has it too."""
+        return BOXES if BOXES in self.other_columns and _is_boxes(self.schema.field(BOXES).type) else None
+
+    @property
+    def hash_column(self) -> str | None:
+        """The column of the images' sha256, where the first rows that say anything in it say 64 hex digits."""
+        if HASH not in self.other_columns or not is_text(self.schema.field(HASH).type):
+            return None
+        said = (text for some in texts(self.part(0, MARK_EVERY), HASH) for text in some if text)
+        first = [text for text, _ in zip(said, range(_PROBE), strict=False)]
+        return HASH if first and all(_SHA256.fullmatch(text) for text in first) else None
 
     @property
     def digest(self) -> str:
@@ -124,8 +157,9 @@ def open_list(
     elif caption == url:
         raise InputError(str(source), f"column {url!r} cannot be both url and caption")
     uid = _uid_column(files[0], schema)
-    others = pa.schema([field for field in schema if field.name not in {url, caption, uid}])
-    return SourceList(tuple(files), Columns(url, caption, uid, others.serialize().to_pybytes()))
+    error = _error_column(files[0], schema)
+    others = pa.schema([field for field in schema if field.name not in {url, caption, uid, error}])
+    return SourceList(tuple(files), Columns(url, caption, uid, others.serialize().to_pybytes(), error))
 
 
 def _files(source: Path) -> list[tuple[Path, str]]:
@@ -202,13 +236,33 @@ def _uid_column(file: ListFile, schema: pa.Schema) -> str | None:
     """`uid` where it holds 32 hex digits; somebody else's numbers under that name are a column like others."""
     if "uid" not in file.columns or not is_text(schema.field("uid").type):
         return None
-    as_url = Columns("uid", None, None, pa.schema([]).serialize().to_pybytes())
-    first = read_rows(SourceList((file,), as_url).part(0, _UID_PROBE))
-    values = [v for v in first["url"].to_pylist() if v is not None]
+    values = _first(file, "uid")
     if any(is_uid(v.lower()) for v in values):
         return "uid"
     log.warning("%s: its uid column does not hold 32 hex digits; uids are derived", file.path)
     return None
+
+
+def _error_column(file: ListFile, schema: pa.Schema) -> str | None:
+    """`list_error`, where it holds what an earlier reading left there and nothing else."""
+    if ERROR not in file.columns or not is_text(schema.field(ERROR).type):
+        return None
+    return ERROR if {*_first(file, ERROR)} <= SPOILED else None
+
+
+def _first(file: ListFile, column: str) -> list[str]:
+    """The texts among the first cells of a column."""
+    alone = Columns(column, None, None, pa.schema([]).serialize().to_pybytes())
+    part = SourceList((file,), alone).part(0, _PROBE)
+    return [text for some in texts(part, column) for text in some if text is not None]
+
+
+def _is_boxes(kind: pa.DataType) -> bool:
+    for _ in range(2):
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+            return False
+        kind = kind.value_type
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -56,6 +56,12 @@ class Scan:
     columns: dict[str, str]
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file is gzipped, told by its content."""
+    with path.open("rb") as probe:
+        return probe.read(2) == b"\x1f\x8b"
+
+
 def format_of(path: Path) -> str | None:
     """The list format that a file's name says, with or without .gz; None for other files."""
     name = path.name.lower().removesuffix(".gz")
@@ -82,21 +88,19 @@ def scan(path: Path, form: str) -> Scan:
     return Scan(rows, tuple(marks), {name: kind or "string" for name, kind in kinds.items()})
 
 
-def read(path: Path, form: str, position: int, skip: int, count: int, header: Sequence[str]) -> list[Record]:
-    """`count` records after the first `skip` from byte `position`, where a record begins.
+def read(path: Path, form: str, position: int, skip: int, count: int, header: Sequence[str]) -> Iterator[Record]:
+    """`count` records after the first `skip` from byte `position`, where a record begins, one at a time.
 
     `header` names the columns of a delimited file whose first line lies before `position`.
     """
     found = _records(path, form, position, header)
-    return [record for _, record in islice(found, skip, skip + count)]
+    return (record for _, record in islice(found, skip, skip + count))
 
 
 def _records(path: Path, form: str, position: int, header: Sequence[str] | None) -> Iterator[tuple[int, Record]]:
     where = str(path)
     try:
-        with path.open("rb") as probe:
-            packed = probe.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as stream:
+        with gzip.open(path) if is_packed(path) else path.open("rb") as stream:
             _refuse_binary(where, form, stream.peek(1024)[:1024])
             if form != "json":  # whose positions are numbers of rows
                 stream.seek(position)

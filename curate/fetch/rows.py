@@ -5,8 +5,9 @@ Whatever a cell holds costs at most its row: the row keeps its place and gets a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from curate.uids import derive_uid, is_uid
 
 OWN = ("uid", "url", "caption", "list_error")
 """Columns of `read_rows` that it makes itself; the list's others follow."""
+SPOILED = frozenset({"no_url", "bad_url", "bad_caption", "bad_metadata"})
+"""Error codes of rows that a list spoils."""
 
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
@@ -27,12 +30,18 @@ _BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a list holds what we need, and the Arrow schema of everything else (serialised)."""
+    """Where a list holds what we need, and the Arrow schema of everything else (serialised).
+
+    `error` names a column in which an earlier reading of another list left its error codes. Rows that are
+    `local` stand for files: they may have no URL, and then have no uid before their bytes are read.
+    """
 
     url: str
     caption: str | None
     uid: str | None
     others: bytes
+    error: str | None = None
+    local: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,48 +59,87 @@ class Slice:
 
 @dataclass(frozen=True)
 class Rows:
-    """A range of a list's rows: small, picklable, all that `read_rows` needs."""
+    """A range of a list's rows: small, picklable, all that `read_rows` needs.
+
+    `duplicates` are the places, counted in this range, of rows whose URL stood earlier in the list.
+    """
 
     slices: tuple[Slice, ...]
     columns: Columns
+    duplicates: tuple[int, ...] = ()
 
 
 def read_rows(rows: Rows) -> pa.Table:
-    """The rows: uid, url, caption (strings, the last two perhaps null), list_error, then the other columns.
+    """The rows: uid, url, caption (strings, perhaps null), list_error, then the other columns.
 
-    `list_error` is the error code of a row that the list itself spoils: no_url, bad_url, bad_caption or
-    bad_metadata; null for the others. A uid that the list does not give is derived. Raises PartError where a
-    file is not the one that was opened.
+    `list_error` is the error code of a row that the list itself spoils: no_url, bad_url, bad_caption,
+    bad_metadata or duplicate_url; null for the others. A uid that the list does not give is derived. Raises
+    PartError where a file is not the one that was opened.
     """
+    table = pa.concat_tables(each(rows))
+    if rows.duplicates:
+        errors = table["list_error"].to_pylist()
+        for row in rows.duplicates:
+            errors[row] = errors[row] or "duplicate_url"
+        place = table.column_names.index("list_error")
+        table = table.set_column(place, "list_error", pa.array(errors, pa.string()))
+    return table
+
+
+def each(rows: Rows) -> Iterator[pa.Table]:
+    """The rows of `read_rows` in tables of at most MARK_EVERY rows; repeats of URLs are not told."""
     others = pa.ipc.read_schema(pa.BufferReader(rows.columns.others))
-    tables = [_read_slice(piece, rows.columns, others) for piece in rows.slices]
-    return pa.concat_tables(tables)
+    for piece in rows.slices:
+        for raw, whole in _tables(piece, rows.columns, others):
+            yield _made(raw, whole, rows.columns, others)
 
 
-def _read_slice(piece: Slice, columns: Columns, others: pa.Schema) -> pa.Table:
-    where = str(piece.path)
-    try:
-        if piece.path.stat().st_size != piece.bytes:
-            raise PartError(where, "is not the list it was when the command began (its size changed)")
-        if piece.form == "parquet":
-            raw, whole = _read_parquet(piece), [True] * piece.count
-        else:
-            raw, whole = _read_text(piece, columns, others)
-    except (pa.ArrowException, OSError, InputError) as error:
-        what = error.what if isinstance(error, InputError) else str(error).splitlines()[0]
-        raise PartError(where, f"cannot be read ({what})") from error
-    if len(raw) != piece.count:
-        raise PartError(where, f"has fewer rows than when the command began ({len(raw):,} of {piece.count:,})")
-    urls, captions, errors, uids = [], [], [], []
-    texts = [_texts(raw, name) for name in (columns.url, columns.caption, columns.uid)]
-    for url, caption, uid, complete in zip(*texts, whole, strict=True):
+def texts(rows: Rows, column: str) -> Iterator[list[str | None]]:
+    """One column of the list as it stands, in lists of at most MARK_EVERY texts."""
+    alone = Columns(column, None, None, pa.schema([]).serialize().to_pybytes())
+    for piece in rows.slices:
+        for raw, _ in _tables(piece, alone, pa.schema([])):
+            yield _texts(raw, column)
+
+
+def _made(raw: pa.Table, whole: Sequence[bool], columns: Columns, others: pa.Schema) -> pa.Table:
+    urls: list[str | None] = []
+    captions: list[str | None] = []
+    errors: list[str | None] = []
+    uids: list[str | None] = []
+    cells = [_texts(raw, name) for name in (columns.url, columns.caption, columns.uid, columns.error)]
+    for url, caption, uid, told, complete in zip(*cells, whole, strict=True):
         clean_url, clean_caption = _clean(url), _clean(caption)
         given = (_clean(uid) or "").strip().lower()
         urls.append(clean_url)
         captions.append(clean_caption if clean_caption == caption else None)
-        errors.append(_error(complete, url, clean_url, caption, clean_caption, given))
-        uids.append(given if is_uid(given) else derive_uid(clean_url or "", captions[-1]))
+        error = _error(complete, url, clean_url, caption, clean_caption, given)
+        if columns.local and error == "no_url":
+            error = None
+        errors.append(error or (told if told in SPOILED else None))
+        if is_uid(given):
+            uids.append(given)
+        else:
+            unknown = columns.local and not clean_url
+            uids.append(None if unknown else derive_uid(clean_url or "", captions[-1]))
     return _table((uids, urls, captions, errors), others, _others(raw, others))
+
+
+def _tables(piece: Slice, columns: Columns, others: pa.Schema) -> Iterator[tuple[pa.Table, Sequence[bool]]]:
+    """The slice as its file has it, some rows at a time; and whether each row is in its format."""
+    where, found = str(piece.path), 0
+    read = _read_parquet if piece.form == "parquet" else _read_text
+    try:
+        if piece.path.stat().st_size != piece.bytes:
+            raise PartError(where, "is not the list it was when the command began (its size changed)")
+        for raw, whole in read(piece, columns, others):
+            found += len(raw)
+            yield raw, whole
+    except (pa.ArrowException, OSError, InputError) as error:
+        what = error.what if isinstance(error, InputError) else str(error).splitlines()[0]
+        raise PartError(where, f"cannot be read ({what})") from error
+    if found != piece.count:
+        raise PartError(where, f"has fewer rows than when the command began ({found:,} of {piece.count:,})")
 
 
 def _error(
@@ -114,8 +162,9 @@ def _table(own: Sequence[Sequence[str | None]], others: pa.Schema, arrays: list[
     return pa.table([*(pa.array(values, pa.string()) for values in own), *arrays], names=names)
 
 
-def _read_parquet(piece: Slice) -> pa.Table:
+def _read_parquet(piece: Slice, columns: Columns, others: pa.Schema) -> Iterator[tuple[pa.Table, Sequence[bool]]]:
     """The rows of a slice, from the row groups that hold them, a batch at a time."""
+    wanted = {columns.url, columns.caption, columns.uid, columns.error, *others.names}
     with pq.ParquetFile(piece.path) as file:
         first = 0
         groups: list[int] = []
@@ -128,35 +177,36 @@ def _read_parquet(piece: Slice) -> pa.Table:
                     offset = first
                 groups.append(group)
             first = last
-        batches = []
-        for batch in file.iter_batches(batch_size=MARK_EVERY, row_groups=groups):
+        names = [name for name in file.schema_arrow.names if name in wanted]
+        for batch in file.iter_batches(batch_size=MARK_EVERY, row_groups=groups, columns=names):
             low, high = max(start - offset, 0), min(stop - offset, len(batch))
             if low < high:
-                batches.append(batch.slice(low, high - low))
+                table = pa.Table.from_batches([batch.slice(low, high - low)]).replace_schema_metadata()
+                yield table, [True] * len(table)
             offset += len(batch)
             if offset >= stop:
                 break
-        return pa.Table.from_batches(batches, file.schema_arrow).replace_schema_metadata()
 
 
-def _read_text(piece: Slice, columns: Columns, others: pa.Schema) -> tuple[pa.Table, list[bool]]:
-    """The rows of a slice, bytes that are not UTF-8 in binary columns; and whether each is in its format."""
-    found = records.read(piece.path, piece.form, piece.position, piece.skip, piece.count, piece.header)
-    needed = [n for n in (columns.url, columns.caption, columns.uid) if n]
-    arrays: dict[str, pa.Array] = {}
-    for name in needed:
-        cells = (records.as_type(record.get(name), "string") for record in found)
-        arrays[name] = pa.array([None if c is None else _octets(c) for c in cells], pa.binary())
-    for field in others:
-        if field.name not in piece.header:
-            continue
-        kind = _kind(field.type)
-        values = [records.as_type(record.get(field.name), kind) for record in found]
-        if kind == "string":
-            arrays[field.name] = pa.array([None if v is None else _octets(v) for v in values], pa.binary())
-        else:
-            arrays[field.name] = pa.array(values, field.type)
-    return pa.table(arrays), [bool(record) for record in found]
+def _read_text(piece: Slice, columns: Columns, others: pa.Schema) -> Iterator[tuple[pa.Table, Sequence[bool]]]:
+    """The rows of a slice, bytes that are not UTF-8 in binary columns."""
+    stream = records.read(piece.path, piece.form, piece.position, piece.skip, piece.count, piece.header)
+    needed = [n for n in (columns.url, columns.caption, columns.uid, columns.error) if n]
+    while found := list(islice(stream, MARK_EVERY)):
+        arrays: dict[str, pa.Array] = {}
+        for name in needed:
+            cells = (records.as_type(record.get(name), "string") for record in found)
+            arrays[name] = pa.array([None if c is None else _octets(c) for c in cells], pa.binary())
+        for field in others:
+            if field.name not in piece.header:
+                continue
+            kind = _kind(field.type)
+            values = [records.as_type(record.get(field.name), kind) for record in found]
+            if kind == "string":
+                arrays[field.name] = pa.array([None if v is None else _octets(v) for v in values], pa.binary())
+            else:
+                arrays[field.name] = pa.array(values, field.type)
+        yield pa.table(arrays), [bool(record) for record in found]
 
 
 def _octets(text: str) -> bytes:
