@@ -92,6 +92,7 @@ class Processes:
         self.settings, self.count = settings, count
         self.backlog = 0
         self.stillborn = 0
+        self._hopeless: str | None = None
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Work] = deque()
         self._hands = [_Hand(self) for _ in range(count)]
@@ -101,6 +102,8 @@ class Processes:
 
         Raises SampleError, decoder_died where it ended every process that tried; StopError where none starts.
         """
+        if self._hopeless:
+            raise StopError("decode processes", self._hopeless)
         work = _Work(picture, self._loop.create_future())
         self.backlog += 1
         self._waiting.append(work)
@@ -113,7 +116,7 @@ class Processes:
     def feed(self) -> None:
         """Give every idle process something to do."""
         for hand in self._hands:
-            if hand.work is not None or hand.pipe.closed:
+            if hand.work is not None or not hand.ready:
                 continue
             while self._waiting and self._waiting[0].future.done():
                 self._waiting.popleft()  # given up by who asked
@@ -123,16 +126,20 @@ class Processes:
 
     def again(self, work: _Work, cause: str) -> None:
         """What a process died of is tried in another, or has failed."""
-        if self.stillborn >= STILLBORN:
-            for lost in (work, *self._waiting):
-                if not lost.future.done():
-                    lost.future.set_exception(StopError("decode processes", f"do not start ({cause})"))
-            self._waiting.clear()
-        elif work.tries < TRIES:
+        if work.tries < TRIES:
             log.warning("a decode process died (%s); its image is tried again", cause)
             self._waiting.appendleft(work)
         elif not work.future.done():
-            work.future.set_exception(SampleError("decoder_died", f"three decode processes died on it ({cause})"))
+            what = f"{TRIES} decode processes died on it ({cause})"
+            work.future.set_exception(SampleError("decoder_died", what))
+
+    def give_up(self, cause: str) -> None:
+        """No process starts: nothing that waits can be done."""
+        self._hopeless = f"do not start ({cause})"
+        for work in self._waiting:
+            if not work.future.done():
+                work.future.set_exception(StopError("decode processes", self._hopeless))
+        self._waiting.clear()
 
     def close(self) -> None:
         """End the processes at once."""
@@ -176,10 +183,12 @@ class _Hand:
             return
         if kind == "ready":
             self.ready, self.crew.stillborn = True, 0
+            self.crew.feed()
             return
         work, self.work = self.work, None
-        assert work is not None and self.deadline is not None
-        self.deadline.cancel()
+        assert work is not None
+        if self.deadline is not None:
+            self.deadline.cancel()
         self.crew.feed()  # before the answer is looked at: the process is idle meanwhile
         if work.future.done():
             return
@@ -193,12 +202,15 @@ class _Hand:
         self.end()
         code = self.process.exitcode
         cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        self.crew.stillborn += not self.ready
-        if self.crew.stillborn < STILLBORN:
-            self.start()
         if work is not None:
             self.crew.again(work, cause)
-        self.crew.feed()
+        self.crew.stillborn += not self.ready
+        self.ready = False
+        if self.crew.stillborn < STILLBORN:
+            self.start()
+            self.crew.feed()
+        else:
+            self.crew.give_up(cause)
 
     def end(self) -> None:
         if self.deadline is not None:

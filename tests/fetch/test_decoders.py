@@ -1,0 +1,142 @@
+"""Decoders: images are converted elsewhere, and what happens there costs one image a retry at most."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from curate.errors import SampleError, StopError
+from curate.fetch import decoders
+from curate.fetch.decoders import Picture, Processes, Threads
+from curate.fetch.images import Converted, convert
+from curate.fetch.settings import ImageSettings
+from tests.fetch import flaky
+
+SETTINGS = ImageSettings(image_size=32)
+Result = TypeVar("Result")
+
+
+def jpeg(seed: int = 0) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).resize((60, 40)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def with_processes(count: int, work: Callable[[Processes], Awaitable[Result]]) -> Result:
+    async def main() -> Result:
+        crew = Processes(count, SETTINGS)
+        try:
+            return await work(crew)
+        finally:
+            crew.close()
+
+    return asyncio.run(main())
+
+
+@pytest.fixture
+def flaky_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "serve", flaky.serve)
+
+
+def test_processes_and_threads_give_what_convert_gives() -> None:
+    bodies = [jpeg(n) for n in range(20)]
+
+    async def work(crew: Processes) -> list[Converted]:
+        return list(await asyncio.gather(*(crew.convert(Picture(body)) for body in bodies)))
+
+    async def threads() -> list[Converted]:
+        crew = Threads(2, SETTINGS)
+        try:
+            return list(await asyncio.gather(*(crew.convert(Picture(body)) for body in bodies)))
+        finally:
+            crew.close()
+
+    expected = [convert(body, SETTINGS) for body in bodies]
+    assert with_processes(2, work) == expected
+    assert asyncio.run(threads()) == expected
+
+
+def test_what_is_no_image_is_the_sample_s_error() -> None:
+    async def work(crew: Processes) -> str:
+        with pytest.raises(SampleError) as caught:
+            await crew.convert(Picture(b"<html>"))
+        return caught.value.code
+
+    assert with_processes(1, work) == "not_an_image"
+
+
+@pytest.mark.usefixtures("flaky_processes")
+def test_an_image_that_decodes_on_one_try_of_three_is_decoded(tmp_path: Path) -> None:
+    counter = tmp_path / "deaths"
+
+    async def work(crew: Processes) -> list[Converted]:
+        pictures = [Picture(flaky.die(2, counter, jpeg(0))), *(Picture(jpeg(n)) for n in range(1, 8))]
+        return list(await asyncio.gather(*(crew.convert(p) for p in pictures)))
+
+    found = with_processes(2, work)
+    assert counter.read_text() == "xxx"
+    assert [image.stored_sha256 for image in found] == [convert(jpeg(n), SETTINGS).stored_sha256 for n in range(8)]
+
+
+@pytest.mark.usefixtures("flaky_processes")
+def test_an_image_that_kills_three_processes_fails_alone(tmp_path: Path) -> None:
+    counter = tmp_path / "deaths"
+
+    async def work(crew: Processes) -> list[Converted | BaseException]:
+        pictures = [Picture(flaky.die(99, counter, jpeg(0))), *(Picture(jpeg(n)) for n in range(1, 5))]
+        return list(await asyncio.gather(*(crew.convert(p) for p in pictures), return_exceptions=True))
+
+    first, *rest = with_processes(1, work)
+    assert isinstance(first, SampleError)
+    assert (first.code, str(first)) == (
+        "decoder_died",
+        "decoder_died: 3 decode processes died on it (signal SIGKILL)",
+    )
+    assert counter.read_text() == "xxx"
+    assert all(isinstance(image, Converted) for image in rest)
+
+
+@pytest.mark.usefixtures("flaky_processes")
+def test_an_image_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "SECONDS", 0.3)
+    monkeypatch.setattr(decoders, "TRIES", 1)
+
+    async def work(crew: Processes) -> str:
+        with pytest.raises(SampleError) as caught:
+            await crew.convert(Picture(flaky.hang()))
+        return caught.value.code
+
+    assert with_processes(1, work) == "decoder_died"
+
+
+def test_processes_that_do_not_start_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "serve", flaky.never_ready)
+
+    async def work(crew: Processes) -> str:
+        with pytest.raises(StopError) as caught:
+            await asyncio.gather(*(crew.convert(Picture(jpeg(n))) for n in range(3)))
+        with pytest.raises(StopError):
+            await crew.convert(Picture(jpeg()))
+        return str(caught.value)
+
+    assert with_processes(1, work) == "decode processes: do not start (exit code 3)"
+
+
+def test_nothing_is_left_behind() -> None:
+    async def work(crew: Processes) -> list[int | None]:
+        await crew.convert(Picture(jpeg()))
+        return [hand.process.pid for hand in crew._hands]
+
+    for pid in with_processes(2, work):
+        assert pid is not None
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
