@@ -2,82 +2,137 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TextIO
 
 INTERVAL = 30.0
 """Seconds between plain lines."""
+REFRESH = 4
+"""How often a second the bar is drawn."""
 
 
 class Progress:
-    """Counts samples done and failed of a known total; knows rate and time left."""
+    """Counts samples done and failed of a known total; knows rate and time left.
 
-    def __init__(self, title: str, total: int, *, unit: str = "samples", stream: TextIO | None = None) -> None:
+    A kind of its own is made by saying otherwise what stands beside the bar, beneath it, and in the plain line;
+    those three are asked from a thread that draws.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        unit: str = "samples",
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = self.failed = 0
-        self._stream = stream or sys.stderr
-        self._began = self._spoke = time.monotonic()
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
+        self.terminal = False
+        """Whether a bar is shown, once started."""
+        self._stream, self._clock = stream or sys.stderr, clock
+        self._began = self._spoke = clock()
+        self._bar = ExitStack()
 
     def start(self) -> None:
         """Show the bar, at a terminal."""
-        if not (self._stream.isatty() and self.total):
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
-        self._bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=Console(file=self._stream),
-            transient=True,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(self.title, total=self.total, note="")
+        able = self._stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        self.terminal = able and self.total > 0
+        if self.terminal:
+            self._bar.enter_context(_bar(self, self._stream))
 
     def advance(self, done: int, failed: int = 0, news: Mapping[str, float] | None = None) -> None:
         """`done` more samples are through, `failed` of them with an error code; `news` is for those who show it."""
         self.done += done
         self.failed += failed
-        if self._bar is not None and self._task is not None:
-            note = f"{self.rate:,.0f}/s" + (f", {self.failed:,} failed" if self.failed else "")
-            self._bar.update(self._task, completed=self.done, note=note)
-        elif time.monotonic() - self._spoke >= INTERVAL:
-            self._spoke = time.monotonic()
-            self._say()
+        if not self.terminal and self._clock() - self._spoke >= INTERVAL:
+            self._spoke = self._clock()
+            self.say(self.line())
 
     def finish(self) -> None:
         """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._bar.close()
 
     @property
     def rate(self) -> float:
         """Samples a second since the start."""
-        return self.done / max(time.monotonic() - self._began, 1e-6)
+        return self.done / max(self.elapsed, 1e-6)
 
-    def _say(self) -> None:
-        left = (self.total - self.done) / self.rate if self.rate else 0.0
-        share = f" of {self.total:,}" if self.total else ""
-        print(
-            f"{self.title}: {self.done:,}{share} {self.unit}, {self.rate:,.0f}/s, {self.failed:,} failed"
-            + (f", {span(left)} left" if self.total else ""),
-            file=self._stream,
-            flush=True,
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._began
+
+    def beside(self) -> str:
+        """What stands at the right of the bar."""
+        return ", ".join(
+            [f"{self.rate:,.0f}/s", *([f"{self.failed:,} failed"] if self.failed else []), *self._left()]
         )
+
+    def beneath(self) -> Sequence[str]:
+        """The lines under the bar."""
+        return ()
+
+    def line(self) -> str:
+        """All of it as one plain line."""
+        share = f" of {self.total:,}" if self.total else ""
+        counted = f"{self.title}: {self.done:,}{share} {self.unit}"
+        return ", ".join([counted, f"{self.rate:,.0f}/s", f"{self.failed:,} failed", *self._left()])
+
+    def say(self, line: str) -> None:
+        """Write a plain line."""
+        print(line, file=self._stream, flush=True)
+
+    def _left(self) -> list[str]:
+        if not self.total or not self.rate:
+            return []
+        return [f"{span(max(self.total - self.done, 0) / self.rate)} left"]
+
+
+@contextmanager
+def _bar(shown: Progress, stream: TextIO) -> Iterator[None]:
+    """The bar on a terminal's last lines; log records that go to the same stream are written above it."""
+    from rich.console import Console, RenderableType
+    from rich.file_proxy import FileProxy
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class Bar(RichProgress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            for task in self.tasks:
+                self.update(task.id, completed=shown.done, beside=shown.beside())
+            yield self.make_tasks_table(self.tasks)
+            for line in shown.beneath():
+                yield Text(line, no_wrap=True, overflow="ellipsis")
+
+    console = Console(file=stream)
+    bar = Bar(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[beside]}", markup=False),
+        console=console,
+        transient=True,
+        refresh_per_second=REFRESH,
+        redirect_stdout=False,
+    )
+    bar.add_task(shown.title, total=shown.total, beside="")
+    handlers = [h for h in logging.getLogger().handlers if getattr(h, "stream", None) is stream]
+    with bar:
+        for handler in handlers:
+            handler.setStream(FileProxy(console, stream))  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                handler.setStream(stream)  # type: ignore[attr-defined]
 
 
 @contextmanager
