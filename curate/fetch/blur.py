@@ -3,14 +3,15 @@
 img2dataset 1.40's formula: each box, of longer side d in pixels of the resized image, grows by 0.1 d a side; one
 sigma, 0.1 times the largest d, serves all; the picture and the 0/1 mask of the boxes go through the same Gaussian
 (a kernel of 2 ceil(4 sigma) + 1), and the blurred mask mixes the two pictures. (1.47 cuts that kernel to about
-one sigma a side, which leaves faces to be recognised.) Where roundings leave a choice, ours is the larger box.
+one sigma a side, which leaves faces to be recognised.) Where roundings leave a choice, ours is the larger box;
+and a small face beside a large one gets the whole blur, which the formula's mask would spare it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,9 +23,19 @@ Box = tuple[float, float, float, float]
 _GROWTH = 0.1
 _SIGMA = 0.1
 _REACH = 4
-_EXACT_SIGMA = 16.0
+_EXACT_SIGMA = 8.0
 """Up to here the kernel is the formula's; a wider one is laid on a smaller copy, at half of it or more."""
 _BAND = 1 << 20
+
+
+class _Area(NamedTuple):
+    """What is blurred for a box: pixels, the right and bottom ones beyond it; and what its size asks for."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    sigma: float
 
 
 def valid(boxes: Iterable[Sequence[float]]) -> tuple[Box, ...]:
@@ -61,30 +72,24 @@ def upright(boxes: Iterable[Box], orientation: int) -> tuple[Box, ...]:
 def blurred(pixels: Pixels, boxes: Sequence[Box]) -> Pixels:
     """A copy of 8-bit `pixels` in which what lies in `boxes` (as `valid` gives them) is blurred."""
     height, width = pixels.shape[:2]
-    areas, longest = [], 0
+    areas = []
     for x0, y0, x1, y1 in boxes:
-        left, top, right, bottom = (
-            math.floor(x0 * width),
-            math.floor(y0 * height),
-            math.ceil(x1 * width),
-            math.ceil(y1 * height),
-        )
+        left, top = math.floor(x0 * width), math.floor(y0 * height)
+        right, bottom = math.ceil(x1 * width), math.ceil(y1 * height)
         side = max(right - left, bottom - top)
         grow = math.ceil(_GROWTH * side)
-        longest = max(longest, side)
-        areas.append(
-            (max(left - grow, 0), max(top - grow, 0), min(right + grow, width), min(bottom + grow, height))
-        )
+        area = (max(left - grow, 0), max(top - grow, 0), min(right + grow, width), min(bottom + grow, height))
+        areas.append(_Area(*area, _SIGMA * side))
     result = pixels.copy()
-    sigma = _SIGMA * longest
+    sigma = max((area.sigma for area in areas), default=0.0)
     for group in _apart(areas, math.ceil(_REACH * sigma)):
         _blur_group(result, group, sigma)
     return result
 
 
-def _apart(areas: list[tuple[int, int, int, int]], reach: int) -> list[list[tuple[int, int, int, int]]]:
+def _apart(areas: list[_Area], reach: int) -> list[list[_Area]]:
     """`areas` in groups, none of which reads what is blurred for another."""
-    groups: list[list[tuple[int, int, int, int]]] = []
+    groups: list[list[_Area]] = []
     for area in areas:
         near = [group for group in groups if any(_near(area, other, 3 * reach) for other in group)]
         groups = [group for group in groups if group not in near]
@@ -92,36 +97,67 @@ def _apart(areas: list[tuple[int, int, int, int]], reach: int) -> list[list[tupl
     return groups
 
 
-def _near(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int) -> bool:
-    return a[0] - gap < b[2] and b[0] - gap < a[2] and a[1] - gap < b[3] and b[1] - gap < a[3]
+def _near(a: _Area, b: _Area, gap: int) -> bool:
+    return a.left - gap < b.right and b.left - gap < a.right and a.top - gap < b.bottom and b.top - gap < a.bottom
 
 
-def _blur_group(pixels: Pixels, areas: list[tuple[int, int, int, int]], sigma: float) -> None:
+def _blur_group(pixels: Pixels, areas: list[_Area], sigma: float) -> None:
     """Mix the blur of `areas` into `pixels`, reading and writing only what the kernel can touch."""
     height, width = pixels.shape[:2]
-    reach = math.ceil(_REACH * sigma)
-    left, top = (max(0, min(area[axis] for area in areas) - 2 * reach) for axis in (0, 1))
-    right = min(width, max(area[2] for area in areas) + 2 * reach)
-    bottom = min(height, max(area[3] for area in areas) + 2 * reach)
+    reach = 2 * math.ceil(_REACH * sigma)
+    left, top = max(0, min(a.left for a in areas) - reach), max(0, min(a.top for a in areas) - reach)
+    right = min(width, max(area.right for area in areas) + reach)
+    bottom = min(height, max(area.bottom for area in areas) + reach)
     part = pixels[top:bottom, left:right]
-    mask = np.zeros(part.shape[:2], np.uint8)
-    for area in areas:
-        mask[area[1] - top : area[3] - top, area[0] - left : area[2] - left] = 255
+    height, width = part.shape[:2]
 
     by = max(1, int(sigma / (_EXACT_SIGMA / 2))) if sigma > _EXACT_SIGMA else 1
-    size = (-(-part.shape[1] // by), -(-part.shape[0] // by))
-    # the mask must not shrink with the copy: a cell that a box touches at all is a part of it
-    small_mask = (_smaller(mask, size) > 0).astype(np.float32)
-    length = 2 * math.ceil(_REACH * sigma / by) + 1
-    blur, weight = (
-        cv2.GaussianBlur(image, (length, length), sigma / by)
-        for image in (_smaller(part, size).astype(np.float32), small_mask)
-    )
-    rows = max(1, _BAND // part.shape[1])
-    for begin in range(0, part.shape[0], rows):
-        end = min(begin + rows, part.shape[0])
-        shape = (begin, end, part.shape[0], part.shape[1])
-        part[begin:end] = _mixed(part[begin:end], _larger(blur, *shape), _larger(weight, *shape))
+    size = (-(-width // by), -(-height // by))
+    small = part if by == 1 else cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+    blur = _gaussian(small.astype(np.float32), sigma / by)
+    # a cell of the smaller copy that an area touches at all is a part of it
+    cells = [
+        _Area(
+            (a.left - left) // by,
+            (a.top - top) // by,
+            -(-(a.right - left) // by),
+            -(-(a.bottom - top) // by),
+            a.sigma / by,
+        )
+        for a in areas
+    ]
+    weight = _weights(cells, (size[1], size[0]), sigma / by)
+    rows = max(1, _BAND // width)
+    for begin in range(0, height, rows):
+        shape = (begin, min(begin + rows, height), height, width)
+        part[begin : begin + rows] = _mixed(
+            part[begin : begin + rows], _larger(blur, *shape), _larger(weight, *shape)
+        )
+
+
+def _weights(areas: list[_Area], shape: tuple[int, int], sigma: float) -> Pixels:
+    """How much of the blur each cell gets: the formula's, or what an area's own sigma would give if that is more.
+
+    A small face beside a large one would else be left half as it was: its mask is blurred away.
+    """
+    mask = np.zeros(shape, np.float32)
+    for area in areas:
+        mask[area.top : area.bottom, area.left : area.right] = 1
+    weight = _gaussian(mask, sigma)
+    for area in areas:
+        if area.sigma < sigma:
+            reach = math.ceil(_REACH * area.sigma)
+            top, left = max(area.top - reach, 0), max(area.left - reach, 0)
+            around = np.s_[top : area.bottom + reach, left : area.right + reach]
+            own = np.zeros_like(weight[around])
+            own[area.top - top : area.bottom - top, area.left - left : area.right - left] = 1
+            np.maximum(weight[around], _gaussian(own, area.sigma), out=weight[around])
+    return weight
+
+
+def _gaussian(image: Pixels, sigma: float) -> Pixels:
+    length = 2 * math.ceil(_REACH * sigma) + 1
+    return cv2.GaussianBlur(image, (length, length), sigma)
 
 
 def _mixed(part: Pixels, blur: Pixels, weight: Pixels) -> Pixels:
@@ -130,10 +166,6 @@ def _mixed(part: Pixels, blur: Pixels, weight: Pixels) -> Pixels:
     exact = part.astype(np.float32)
     mixed: Pixels = np.rint(exact + (blur - exact) * weight).clip(0, 255)
     return mixed.astype(np.uint8)
-
-
-def _smaller(image: Pixels, size: tuple[int, int]) -> Pixels:
-    return image if size == image.shape[1::-1] else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _larger(small: Pixels, begin: int, end: int, height: int, width: int) -> Pixels:

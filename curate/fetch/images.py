@@ -164,7 +164,7 @@ def _stored(
     else:
         original_height, original_width = pixels.shape[:2]
         _check_size(original_width, original_height, settings)
-    resized = _resize(pixels, (original_height, original_width), settings)
+    resized = _resize(pixels, (original_height, original_width), settings, reduction)
     if faces:
         resized = blurred(resized, faces)
     framed = _frame(resized, (original_height, original_width), settings)
@@ -279,8 +279,11 @@ def _as_it_is(shape: tuple[int, int], settings: ImageSettings) -> bool:
     return settings.resize_only_if_bigger and _deciding(shape, settings) <= settings.image_size
 
 
-def _resize(pixels: Pixels, original: tuple[int, int], settings: ImageSettings) -> Pixels:
-    """The picture at the size that one of `original` (height, width) gets; `pixels` itself where it has it."""
+def _resize(pixels: Pixels, original: tuple[int, int], settings: ImageSettings, reduction: int = 1) -> Pixels:
+    """The picture at the size that one of `original` (height, width) gets; `pixels` itself where it has it.
+
+    `pixels` are those of the original, each side divided by `reduction`, the last row and column filled up.
+    """
     if _as_it_is(original, settings):
         return pixels
     side = _deciding(original, settings)
@@ -289,7 +292,11 @@ def _resize(pixels: Pixels, original: tuple[int, int], settings: ImageSettings) 
         return pixels
     shrink = side > settings.image_size
     name = settings.downscale_interpolation if shrink else settings.upscale_interpolation
-    return cv2.resize(pixels, (width, height), interpolation=_INTERPOLATION[name])
+    if reduction == 1:
+        return cv2.resize(pixels, (width, height), interpolation=_INTERPOLATION[name])
+    # by factors and not to a size: else what was filled up would be squeezed in, and all pixels shifted
+    by_x, by_y = width * reduction / original[1], height * reduction / original[0]
+    return cv2.resize(pixels, None, fx=by_x, fy=by_y, interpolation=_INTERPOLATION[name])[:height, :width]
 
 
 def _frame(pixels: Pixels, original: tuple[int, int], settings: ImageSettings) -> Pixels:
