@@ -15,20 +15,21 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import util
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 from curate.errors import SampleError
-from curate.fetch import decoders
+from curate.fetch import blocks, decoders
 from curate.fetch.decoders import Boxes, Picture
 from curate.fetch.http import Fetched, Fetcher
 from curate.fetch.images import Converted
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.fetch.tuner import INTERVAL, Look, Tuner
+from curate.fetch.urls import host_of
 
 HEARTBEAT = 0.25
 """Seconds between two looks at what holds the crawl up."""
@@ -159,7 +160,9 @@ class _Part:
         self.rows: dict[str | LocalFile, list[int]] = defaultdict(list)
         for number, target in targets.items():
             self.rows[target.file or target.url.strip()].append(number)
-        self.turns = Turns((numbers[0], host_of(what)) for what, numbers in self.rows.items())
+        self.turns = Turns(
+            (numbers[0], host_of(what) if isinstance(what, str) else "") for what, numbers in self.rows.items()
+        )
 
     def numbers(self, number: int) -> list[int]:
         """All rows that ask for what row `number`, the first of them, asks for."""
@@ -238,11 +241,7 @@ class _Station:
         else:
             self.decoder = decoders.Threads(self.effort.threads, self.images)
         self.most_waiting = 16 + 4 * self.decoder.count
-        self.block_list = None
-        if self.limits.block_list:
-            from curate.fetch import blocks
-
-            self.block_list = blocks.load(self.limits.block_list)
+        self.block_list = blocks.load(self.limits.block_list) if self.limits.block_list else None
         try:
             async with Fetcher(self.limits) as self.fetcher:
                 self.open = True
@@ -298,7 +297,7 @@ class _Station:
         """The next target: of the part that came first, of a host that may be asked now."""
         soonest = None
         for part in self.parts:
-            found = part.turns.next(self.wait_for)
+            found = part.turns.next(partial(self.wait_for, part))
             if found is not None:
                 return part, *found
             if part.turns.parked:
@@ -309,9 +308,8 @@ class _Station:
             self.wake = self.loop.call_later(max(0.005, soonest - time.monotonic()), self.fill)
         return None
 
-    def wait_for(self, number: int, host: str) -> float:
-        ready = getattr(self.fetcher, "ready", None)
-        return ready(host) if host and ready else 0.0
+    def wait_for(self, part: _Part, number: int, host: str) -> float:
+        return self.fetcher.ready(part.targets[number].url) if host else 0.0
 
     async def one(self, part: _Part, number: int, host: str) -> None:
         """One URL for all rows that have it, from its fetch to the last of its images."""
@@ -339,10 +337,7 @@ class _Station:
             self.fill()
 
     async def body(self, target: Target, holder: tuple[int, int]) -> Fetched:
-        async def grow(size: int) -> None:
-            if waits := self.budget.grow(holder, size):
-                await waits
-
+        grow = partial(self.budget.grow, holder)
         if target.file is None:
             return await self.fetcher.fetch(target.url, grow)
         return await read_file(target.file, self.limits.max_bytes, grow)
@@ -425,36 +420,36 @@ class Budget:
     def __init__(self, most: int) -> None:
         self.most = most
         self.used = 0
-        self._held: dict[tuple[int, int], int] = {}
-        self._waiting: deque[tuple[tuple[int, int], int, asyncio.Future[None]]] = deque()
+        self._held: dict[Hashable, int] = {}
+        self._waiting: deque[tuple[Hashable, int, asyncio.Future[None]]] = deque()
 
-    def grow(self, holder: tuple[int, int], size: int) -> asyncio.Future[None] | None:
-        """Take `size` more bytes for `holder`: at once (None), or when the future is done."""
+    async def grow(self, holder: Hashable, size: int) -> None:
+        """Take `size` more bytes for `holder`, when there is room."""
         self._held.setdefault(holder, 0)
         if self._may(holder, size):
             self._take(holder, size)
-            return None
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((holder, size, future))
-        return future
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((holder, size, turn))
+        await turn
 
-    def release(self, holder: tuple[int, int]) -> None:
+    def release(self, holder: Hashable) -> None:
         """Give back all that `holder` took."""
         self.used -= self._held.pop(holder, 0)
         for _ in range(len(self._waiting)):
-            waiting, size, future = self._waiting.popleft()
-            if future.done():
+            waiting, size, turn = self._waiting.popleft()
+            if turn.done():
                 continue  # given up
             if self._may(waiting, size):
                 self._take(waiting, size)
-                future.set_result(None)
+                turn.set_result(None)
             else:
-                self._waiting.append((waiting, size, future))
+                self._waiting.append((waiting, size, turn))
 
-    def _may(self, holder: tuple[int, int], size: int) -> bool:
+    def _may(self, holder: Hashable, size: int) -> bool:
         return self.used + size <= self.most or next(iter(self._held)) == holder
 
-    def _take(self, holder: tuple[int, int], size: int) -> None:
+    def _take(self, holder: Hashable, size: int) -> None:
         self.used += size
         self._held[holder] = self._held.get(holder, 0) + size
 
@@ -494,13 +489,3 @@ class Turns:
         self.waiting.clear()
         self.hosts.clear()
         self.parked.clear()
-
-
-def host_of(what: str | LocalFile) -> str:
-    """The host (and port) that a URL names, lower-case; empty for what is none."""
-    if isinstance(what, LocalFile):
-        return ""
-    try:
-        return urlsplit(what).netloc.rpartition("@")[2].lower()
-    except ValueError:
-        return ""
