@@ -41,9 +41,8 @@ def measure(folder: Path) -> list[Figure]:
 
 
 def _measure(pool: Pool, name: str, shards: int) -> list[Figure]:
-    model = embed.load(models.parse(name), "cpu", "auto")
     with Decoders(len(os.sched_getaffinity(0)), yielding=True) as decoders:
-        means = embed.Means(pool, model, decoders, embed.ROWS["cpu"])
+        means = embed.Means(pool, models.parse(name), decoders, embed.ROWS["cpu"], "cpu")
         _prepare(means, pool.shards[0])
         _forward(means, pool.shards[0])
         rounds = [(_prepare(means, s), _forward(means, s), _embed(means, s)) for s in pool.shards[:shards]]

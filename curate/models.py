@@ -50,6 +50,7 @@ __all__ = [
     "ModelSpec",
     "Preprocess",
     "WordTokenizer",
+    "identity",
     "load",
     "parse",
     "preprocess_of",
@@ -102,17 +103,16 @@ class Model:
         precision: str,
         sha256: str,
     ) -> None:
-        model, _ = configs(spec)
+        self._described = _description(spec, sha256)
         self.spec = spec
         self.sha256 = sha256
         """Digest of the weights file, or of the tensors in name order where there is no file."""
         self.prepare = preprocess_of(spec)
         self.precision = precision
         self.device = device
-        self.dim = int(model["embed_dim"])
+        self.dim = int(self._described["dim"])
         self.image_size = self.prepare.size
         self.context_length = int(tokenizer.context_length)
-        self._config = model
         self._network = network
         self._tokenizer = tokenizer
         self._dtype = _dtype(precision)
@@ -121,12 +121,8 @@ class Model:
         """What `model.json` keeps of the model: everything that its vectors depend on, as it is read back."""
         return {
             "name": self.spec.name,
-            "architecture": self._config,
-            "pretrained": self.spec.pretrained or (self.spec.path.name if self.spec.path else ""),
-            "weights_sha256": self.sha256,
-            "dim": self.dim,
+            **self._described,
             "context_length": self.context_length,
-            "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.prepare).items()},
             "precision": self.precision,
         }
 
@@ -175,6 +171,30 @@ class Model:
                 hint="use --precision fp32" if self.precision != "fp32" else "the weights may be damaged",
             )
         return vectors
+
+
+def _description(spec: ModelSpec, sha256: str) -> dict[str, Any]:
+    model, _ = configs(spec)
+    preprocessing = asdict(preprocess_of(spec))
+    return {
+        "architecture": model,
+        "pretrained": spec.pretrained or (spec.path.name if spec.path else ""),
+        "weights_sha256": sha256,
+        "dim": int(model["embed_dim"]),
+        "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in preprocessing.items()},
+    }
+
+
+def identity(spec: ModelSpec) -> dict[str, Any] | None:
+    """What `Model.describe` says of architecture, weights and preprocessing, without loading the model.
+
+    The weights are hashed, and fetched first where they are not here. None for random ones, whose digest is
+    that of what was made. Raises InputError where they cannot be had.
+    """
+    weights = spec.path or _fetched(spec)
+    if weights is None or not weights.is_file():
+        return None
+    return _description(spec, digest(weights))
 
 
 def _writeable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

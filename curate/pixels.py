@@ -54,7 +54,7 @@ class PixelBatch:
     images: npt.NDArray[Any]
     """What `prepare` made of the rows that are ok, stacked; of shape (0,) where none is."""
     codes: list[str | None]
-    """The error code of each row, None where it is ok."""
+    """The error code of each row, None where it is ok, or was not wanted and had not failed before."""
     messages: list[str | None]
     """What went wrong here in words; None also for rows that had failed before."""
 
@@ -121,16 +121,19 @@ class Decoders:
         while len(self._crew) < self.workers:
             self._crew.append(_Hand(self._niceness))
 
-    def batches(self, shard: Shard, prepare: Prepare, *, rows: int = 256) -> Iterator[PixelBatch]:
+    def batches(
+        self, shard: Shard, prepare: Prepare, *, rows: int = 256, wanted: npt.NDArray[np.bool_] | None = None
+    ) -> Iterator[PixelBatch]:
         """Batch b holds the rows [b * rows, (b + 1) * rows) of the shard's table, in order.
 
-        Rows that the table says failed are not read and keep their code. `prepare` is pickled; it runs on
+        With `wanted`, a flag a row, the others are not read, and a batch goes on until it holds `rows` images to
+        read. Rows that the table says failed are not read and keep their code. `prepare` is pickled; it runs on
         upright RGB images. Raises PartError, naming the tar, where bytes that should be there are not, where
         `prepare` fails on anything but a SampleError, and where a process died `TRIES` times at one place.
         """
         if rows < 1:
             raise ValueError(f"rows must be at least 1, not {rows}")
-        batches, chunks = _plan(shard, rows)
+        batches, chunks = _plan(shard, rows, wanted)
         where = str(shard.tar)
         if self.workers <= 0:
             yield from _here(where, prepare, batches, chunks)
@@ -168,28 +171,40 @@ def _here(where: str, prepare: Prepare, batches: Sequence[_Batch], chunks: list[
             os.close(tar)
 
 
-def _plan(shard: Shard, rows: int) -> tuple[list[_Batch], list[_Chunk]]:
+def _plan(shard: Shard, rows: int, wanted: npt.NDArray[np.bool_] | None) -> tuple[list[_Batch], list[_Chunk]]:
     table = _read(shard.table, ["key", "error_code"])
     index = _read(shard.index, ["key", "offset", "length"])
     spans = {span[0]: Span(*span) for span in zip(index["key"], index["offset"], index["length"], strict=True)}
+    keys, failed = table["key"], table["error_code"]
+    lost = next((key for key, code in zip(keys, failed, strict=True) if code is None and key not in spans), None)
+    if lost is not None:
+        what = f"does not hold sample {lost}, which its table says was stored"
+        raise PartError(str(shard.tar), what, hint=decoding.MEND)
     batches: list[_Batch] = []
     chunks: list[_Chunk] = []
-    for start in range(0, len(table["key"]), rows):
-        codes: list[str | None] = table["error_code"][start : start + rows]
-        wanted = [i for i, code in enumerate(codes) if code is None]
+    for start, stop in _cuts(failed, rows, wanted):
+        codes: list[str | None] = failed[start:stop]
+        read = [i for i, code in enumerate(codes) if code is None and (wanted is None or wanted[start + i])]
         first = len(chunks)
-        for at in range(0, len(wanted), CHUNK):
-            group = wanted[at : at + CHUNK]
-            try:
-                chunks.append(_Chunk(group, [spans[table["key"][start + i]] for i in group]))
-            except KeyError as error:
-                raise PartError(
-                    str(shard.tar),
-                    f"does not hold sample {error.args[0]}, which its table says was stored",
-                    hint=decoding.MEND,
-                ) from None
+        for at in range(0, len(read), CHUNK):
+            group = read[at : at + CHUNK]
+            chunks.append(_Chunk(group, [spans[keys[start + i]] for i in group]))
         batches.append(_Batch(start, codes, range(first, len(chunks))))
     return batches, chunks
+
+
+def _cuts(
+    failed: Sequence[str | None], rows: int, wanted: npt.NDArray[np.bool_] | None
+) -> Iterator[tuple[int, int]]:
+    """Where batches begin and end: every `rows` rows, or every `rows` that are wanted and can be read."""
+    if not failed:
+        return
+    if wanted is None:
+        starts = list(range(0, len(failed), rows))
+    else:
+        read = [row for row, code in enumerate(failed) if code is None and wanted[row]]
+        starts = [0, *read[rows::rows]]
+    yield from zip(starts, [*starts[1:], len(failed)], strict=True)
 
 
 def _read(path: Path, columns: list[str]) -> dict[str, list[Any]]:

@@ -196,6 +196,22 @@ class Pool:
         for name in [n for n in vars(self) if n not in ("layout", "kind")]:
             del vars(self)[name]
 
+    def narrowed(self, part: Part) -> Pool:
+        """The pool for work on `part` alone: it knows what this one does, of single parts only about that one.
+
+        Small enough to be sent to another process, and no other part is looked at again there.
+        """
+        one = Pool(self.layout, self.kind)
+        known = vars(one)
+        # of a pool with metadata a shard is no part; one part still tells which kind of pool it is
+        known["parts"] = [p for p in self.parts if p == part] or self.parts[:1]
+        known["_footers"] = {p.name: self._footers[p.name] for p in one.parts}
+        known["columns"] = self.columns
+        for name in ("_shard_names", "shard_columns", "embedded", "published"):
+            if name in vars(self):
+                known[name] = vars(self)[name]
+        return one
+
     def leave_out(self, broken: Mapping[str, PartError]) -> None:
         """Take parts whose tables turned out broken behind their footers for unreadable, until `forget`."""
         footers = {**self._footers, **broken}

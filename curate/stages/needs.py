@@ -43,6 +43,7 @@ class Work:
     where: Path
     """The folder that it fills: what two works have in common if they are one."""
     rows: int
+    """Samples that are computed; where a shard was replaced, the others keep what they have."""
     pixels: bool
     command: str
     run: Callable[[], runner.Summary]
@@ -98,16 +99,16 @@ def _for_need(pool: Pool, rule: Rule, need: Need, means: Means) -> Iterator[Work
 def _embed(pool: Pool, model: str, means: Means) -> Iterator[Work]:
     need_shards(pool)
     spec = models.parse(model)
-    rows = embed.pending(pool, spec)
-    if rows:
+    todo = embed.pending(pool, spec, means.device)
+    if todo:
         yield Work(
             f"embed {spec.name}",
             pool.layout.embeddings(spec.slug),
-            rows,
-            True,
+            todo.rows,
+            todo.rows > 0,
             f"curate embed --pool {pool.layout.root} --model {spec.name}",
             lambda: embed.embed(pool, spec, device=means.device, workers=means.workers),
-            lambda: rows * _embed_seconds(pool, spec, means),
+            lambda: todo.rows * _embed_seconds(pool, spec, means) if todo.rows else 0.0,
         )
 
 
@@ -144,17 +145,17 @@ _DECODE = 0.004
 
 
 def _score(pool: Pool, rule: Rule, scorer: Scorer, means: Means) -> Iterator[Work]:
-    rows = score.pending(pool, scorer)
-    if rows:
-        pixels = score.over_pixels(scorer)
+    todo = score.pending(pool, scorer)
+    if todo:
+        pixels = score.over_pixels(scorer) and todo.rows > 0
         yield Work(
             f"score {scorer.name}",
             score.results(pool, scorer).folder,
-            rows,
+            todo.rows,
             pixels,
             f"curate score --pool {pool.layout.root} --rule {quote(rule.text)}",
             lambda: score.score(pool, scorer, device=means.device, workers=means.workers),
-            lambda: rows * (_score_seconds(pool, scorer, means) if pixels else 0.0),
+            lambda: todo.rows * (_score_seconds(pool, scorer, means) if pixels else 0.0),
         )
 
 

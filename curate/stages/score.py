@@ -1,7 +1,8 @@
 """`score`: the columns of a scorer, one row per sample, none dropped.
 
 A scorer over columns or published vectors runs on the pool's parts; one over pixels or our own vectors on its
-shards. Rows that lack something the scorer needs get an error code and nulls.
+shards. Rows that lack something the scorer needs get an error code and nulls. Of a shard that was replaced, a
+scorer over pixels computes only the rows whose image, columns or vectors are new.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from curate.filter_api import Batch, Column, Images, Need, Scorer, Vectors, sett
 from curate.plugins import ScorerRef, blame_part, source_of
 from curate.pool import FAILED, Part, Pool, need_shards, reading, vectors
 from curate.pool.join import Results
-from curate.pool.layout import Layout
 from curate.shards import write_table
+from curate.stages import reuse
+from curate.stages.reuse import Todo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +41,9 @@ STAGE, VERSION = "score", 1
 _NAME = re.compile(r"\w[\w.+-]{0,99}")
 SPREAD = 50_000
 """Rows from which a scorer over captions is spread over processes."""
+_STORED = "stored_sha256"
+_INPUTS = frozenset({"samples", "vectors"})
+"""What of a part's `what` is its input; the rest is how it was computed."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def tasks(pool: Pool, scorer: Scorer, device: str = "auto", decoders: Decoders |
             "samples": _identity(pool, part),
             "vectors": {f"{s.model} {s.side}": _vector_identity(s, part.name) for s in sources},
         }
-        job = _Job(pool.layout, pool.kind, part, where.per, device)
+        job = _Job(pool.narrowed(part), part, device)
         made.append(
             runner.Task(
                 part.name,
@@ -166,9 +171,28 @@ def _vector_identity(source: vectors.VectorSource, part: str) -> str | None:
         return None  # the part fails by name when it runs
 
 
-def pending(pool: Pool, scorer: Scorer) -> int:
-    """How many samples have no stored columns of this scorer yet."""
-    return sum(t.samples for t in runner.pending(STAGE, VERSION, tasks(pool, scorer)))
+def pending(pool: Pool, scorer: Scorer) -> Todo:
+    """The parts that have no current columns of this scorer, and how many rows must be computed for them."""
+    todo = runner.pending(STAGE, VERSION, tasks(pool, scorer))
+    return Todo(len(todo), sum(_missing(scorer, task) for task in todo))
+
+
+def _missing(scorer: Scorer, task: runner.Task) -> int:
+    job = task.args[1]
+    with suppress(PartError):  # it fails by name when it runs
+        if over_pixels(scorer) and (before := _before(scorer, task)):
+            rows = _Rows(job.pool, job.part, scorer)
+            rows.keep(before)
+            return int((rows.ready & (rows.kept < 0)).sum())
+    return task.samples
+
+
+def _before(scorer: Scorer, asked: runner.Task | Output) -> reuse.Before | None:
+    """What the part has of this scorer from before its shard was replaced."""
+    before = reuse.before(STAGE, VERSION, asked.part, asked.folder, asked.what, inputs=_INPUTS)
+    if before is None or any(before.table.schema.get(n) != dtype(k) for n, k in scorer.columns.items()):
+        return None
+    return before
 
 
 def trial(pool: Pool, scorer: Scorer, image: npt.NDArray[Any], rows: int) -> Batch:
@@ -178,11 +202,10 @@ def trial(pool: Pool, scorer: Scorer, image: npt.NDArray[Any], rows: int) -> Bat
     """
     import numpy as np
 
-    columns = [n for n in scorer.needs() if isinstance(n, Column)]
     chosen: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
     for part in _parts(pool, _per(pool, scorer)):
         with suppress(PartError):
-            found = _Rows(pool, part, columns, _sources(pool, scorer))
+            found = _Rows(pool, part, scorer)
             chosen = np.flatnonzero(found.good)[:rows]
             if len(chosen):
                 return found.batch(chosen, np.stack([image] * len(chosen)))
@@ -222,10 +245,9 @@ def _decoders(workers: int) -> Decoders:
 
 @dataclass(frozen=True)
 class _Job:
-    layout: Layout
-    kind: str
+    pool: Pool
+    """Narrowed to the part."""
     part: Part
-    per: str
     device: str
 
 
@@ -259,25 +281,28 @@ def _score_part(
     import polars as pl
 
     scorer = ref.load()
-    pool = Pool(job.layout, job.kind)
-    columns = [n for n in scorer.needs() if isinstance(n, Column)]
-    sources = _sources(pool, scorer)
-    rows = _Rows(pool, job.part, columns, sources)
-    compute = _open(ref, scorer, job.device)
+    rows = _Rows(job.pool, job.part, scorer)
+    before = _before(scorer, output) if decoders is not None else None
+    if before is not None and before.whole():
+        rows.keep(before)
     pieces: dict[str, list[pl.Series]] = {name: [] for name in scorer.columns}
     batches = rows.with_images(decoders, job.part, scorer) if decoders is not None else rows.batches(scorer.rows)
     for at, batch in batches:
-        with blame_part(scorer):
-            answer = compute(batch) if len(batch) else {name: [] for name in scorer.columns}
+        answer: Mapping[str, Any] = {name: [] for name in scorer.columns}
+        if len(batch):
+            compute = _open(ref, scorer, job.device)
+            with blame_part(scorer):
+                answer = compute(batch)
         for name, kind in scorer.columns.items():
             pieces[name].append(_column(scorer, name, kind, answer, len(batch)))
         tick(at, 0)
     index = rows.index()
-    table = pl.DataFrame(
-        [rows.uids]
-        + [_joined(name, kind, pieces[name]).gather(index) for name, kind in scorer.columns.items()]
-        + [rows.codes]
-    )
+    columns = [rows.uids]
+    for name, kind in scorer.columns.items():
+        kept = [rows.before.table[name]] if rows.before is not None else []
+        columns.append(_joined(name, kind, [*kept, *pieces[name]]).gather(index))
+    columns += [rows.codes] if rows.made_of is None else [rows.codes, rows.made_of]
+    table = pl.DataFrame(columns)
     write_table(output, f"{job.part.name}.parquet", table.to_arrow())
     failed = rows.codes.len() - rows.codes.null_count()
     return {"samples": len(table), "ok": len(table) - failed, "failed": failed}
@@ -330,11 +355,15 @@ class _Prepare:
 class _Rows:
     """The rows of one part with all that a scorer needs of them."""
 
-    def __init__(self, pool: Pool, part: Part, columns: list[Column], sources: list[vectors.VectorSource]) -> None:
+    def __init__(self, pool: Pool, part: Part, scorer: Scorer) -> None:
+        import numpy as np
         import polars as pl
 
-        names = [c.name for c in columns]
-        lazy = pool.scan(part, ["uid", FAILED, *names], optional=[FAILED, *(c.name for c in columns if c.optional)])
+        columns = [n for n in scorer.needs() if isinstance(n, Column)]
+        sources = _sources(pool, scorer)
+        names = list(dict.fromkeys(c.name for c in columns))
+        read = list(dict.fromkeys(["uid", FAILED, *names, *([_STORED] if over_pixels(scorer) else [])]))
+        lazy = pool.scan(part, read, optional=[FAILED, _STORED, *(c.name for c in columns if c.optional)])
         with reading(lazy, part):
             frame = lazy.collect()
         self.uids = frame["uid"].cast(pl.String)
@@ -349,6 +378,25 @@ class _Rows:
                 absent = "no_caption" if column.name == "caption" else "no_value"
                 cause = frame[FAILED].cast(pl.String).fill_null(absent)
                 self._fail(pl.select(pl.when(frame[column.name].is_null()).then(cause)).to_series())
+        self.ready = self.good & frame[FAILED].is_null().to_numpy()
+        """Rows that have everything, but their image may turn out broken."""
+        self.made_of = self._digests(frame[_STORED]) if _STORED in read else None
+        """Of scorers over pixels: for each row that is ready a digest of what its numbers are made of."""
+        self.before: reuse.Before | None = None
+        self.kept = np.full(len(frame), -1)
+        """The row of `before` that each row is copied from, -1 where it is computed."""
+
+    def _digests(self, stored: pl.Series) -> pl.Series:
+        import polars as pl
+
+        known = pl.select(pl.when(pl.Series(self.ready)).then(stored.cast(pl.String, strict=False))).to_series()
+        vectors = ((row.tobytes() for row in array) for array in self.arrays.values())
+        return reuse.digests(known, *(column.to_list() for column in self.frame), *vectors)
+
+    def keep(self, before: reuse.Before) -> None:
+        """Take over the rows of `before` that were made of the same."""
+        assert self.made_of is not None
+        self.before, self.kept = before, before.rows(self.uids, self.made_of)
 
     def _fail(self, codes: pl.Series) -> None:
         """Take over the codes of rows that have none yet."""
@@ -388,11 +436,15 @@ class _Rows:
         good = self.good
         codes: list[str | None] = []
         prepare = _Prepare(ScorerRef.of(scorer))
-        for decoded in decoders.batches(part.shard, prepare, rows=scorer.rows):
+        wanted = None if self.before is None else self.ready & (self.kept < 0)
+        for decoded in decoders.batches(part.shard, prepare, rows=scorer.rows, wanted=wanted):
             span = np.arange(decoded.start, decoded.start + len(decoded.ok))
             codes += list(decoded.codes)
             wanted = good[span[decoded.ok]]
             yield len(span), self.batch(span[decoded.ok][wanted], decoded.images[wanted])
+        if self.before is not None:
+            had = self.before.table[FAILED]
+            codes = [code if row < 0 else had[row] for code, row in zip(codes, self.kept.tolist(), strict=True)]
         self._fail(pl.Series(codes, dtype=pl.String))
 
     def batch(self, chosen: npt.NDArray[np.int64], images: Any) -> Batch:
@@ -408,10 +460,11 @@ class _Rows:
         )
 
     def index(self) -> pl.Series:
-        """For each row its place among the rows that were computed, null for those that were not."""
+        """For each row its place among the rows of `before` and those computed after them, null where it failed."""
         import numpy as np
         import polars as pl
 
-        good = self.good
-        place = pl.Series(np.maximum(np.cumsum(good) - 1, 0), dtype=pl.UInt32)
-        return pl.select(pl.when(pl.Series(good)).then(place)).to_series()
+        good, kept = self.good, self.kept >= 0
+        first = 0 if self.before is None else len(self.before.table)
+        place = np.where(kept, self.kept, np.maximum(first + np.cumsum(good & ~kept) - 1, 0))
+        return pl.select(pl.when(pl.Series(good)).then(pl.Series(place, dtype=pl.UInt32))).to_series()

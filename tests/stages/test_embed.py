@@ -21,6 +21,7 @@ from curate.errors import Busy, InputError
 from curate.pool import Pool, open_pool
 from curate.runner import Summary
 from curate.stages.embed import embed, pending
+from curate.stages.reuse import Todo
 from tests import pools
 from tests.pools import make_img2dataset, make_metadata, make_pool
 
@@ -148,7 +149,7 @@ def test_bytes_do_not_depend_on_workers(pool: Pool, workers: int) -> None:
 
 def test_what_stands_is_skipped_and_counted(pool: Pool) -> None:
     first = made(pool)
-    assert pending(pool, TINY) == 0
+    assert pending(pool, TINY) == Todo(0, 0)
     again = made(pool)
     assert (again.skipped, again.counts) == (2, first.counts)
 
@@ -157,7 +158,7 @@ def test_a_changed_shard_is_redone(pool: Pool) -> None:
     made(pool)
     make_pool(pool.layout.root, 1, ROWS, size=(30, 20))
     pool = open_pool(pool.layout.root)
-    assert pending(pool, TINY) == ROWS
+    assert pending(pool, TINY) == Todo(1, ROWS)
     assert made(pool).skipped == 1
     assert arrays(pool, "00000000")[2]["image_ok"].all()
 
@@ -197,7 +198,7 @@ def test_two_with_different_settings_do_not_mix(pool: Pool) -> None:
             embed(pool, TINY, device="cpu", workers=0, batch=3)
     finally:
         os.close(other)
-    assert pending(pool, TINY) == 0
+    assert pending(pool, TINY) == Todo(0, 0)
 
 
 # --- pools that are hurt, or not ours ---------------------------------------------------------------------

@@ -125,13 +125,13 @@ def test_settings_and_versions_have_folders_of_their_own(tmp_path: Path) -> None
 
 def test_what_is_done_is_not_pending(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pool = metadata(tmp_path, [1.0, 2.0])
-    assert score.pending(pool, Times()) == 2
+    assert score.pending(pool, Times()).rows == 2
     score.score(pool, Times(), workers=0)
-    assert score.pending(pool, Times()) == 0
+    assert score.pending(pool, Times()).rows == 0
     assert score.score(pool, Times(), workers=0).skipped == 1
     with caplog.at_level(logging.WARNING):
         pool = metadata(tmp_path, [1.0, 2.0, 3.0])
-        assert score.pending(pool, Times()) == 3
+        assert score.pending(pool, Times()).rows == 3
         score.score(pool, Times(), workers=0)
     assert "because these changed: samples" in caplog.text
 
