@@ -1,44 +1,63 @@
-"""DataComp's pools on the model hub: how large they are, and their metadata files.
-
-Files arrive in a folder of another name and are moved to `metadata` when all are there, so that half a
-metadata folder is never taken for a whole one; what has arrived is not fetched again.
-"""
+"""DataComp's pools on the model hub: how large they are, and their metadata and vectors, fetched and checked."""
 
 from __future__ import annotations
 
-import logging
+import math
 import os
-import shutil
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from curate.disk import disk, lock
-from curate.errors import StopError, UnknownName
+from curate.disk import lock
+from curate.errors import InputError, StopError, UnknownName
+from curate.fetch import hub_folder
+from curate.fetch.hub_client import Hub
+from curate.fetch.hub_folder import Coming, Errand, Fetched, Record, read_record
 
-log = logging.getLogger("curate.fetch")
+__all__ = [
+    "POOLS",
+    "Coming",
+    "Fetched",
+    "HubPool",
+    "Record",
+    "begun",
+    "coming",
+    "endpoint",
+    "fetch_metadata",
+    "fetch_vectors",
+    "hub_pool",
+    "read_record",
+]
+
+ROWS_A_FILE = 507_848
+"""Rows of every metadata file of DataComp's but a pool's last."""
 
 _HUB = "https://huggingface.co"
-_CLIENTS = frozenset({"huggingface_hub", "httpx", "httpx2", "httpcore", "requests"})
 
 
 @dataclass(frozen=True)
 class HubPool:
-    """One of DataComp's pools; sizes in bytes, as its authors give them."""
+    """One of DataComp's pools; sizes in bytes, about, as its authors give them or as its rows imply."""
 
     repository: str
     rows: int
+    files: int
     metadata_bytes: int
+    npz_bytes: int
     image_bytes: int
 
 
 POOLS: Mapping[str, HubPool] = {
-    "small": HubPool("mlfoundations/datacomp_small", 12_800_000, 3 * 10**9, 450 * 10**9),
-    "medium": HubPool("mlfoundations/datacomp_medium", 128_000_000, 30 * 10**9, 4_500 * 10**9),
-    "large": HubPool("mlfoundations/datacomp_large", 1_280_000_000, 300 * 10**9, 45 * 10**12),
-    "xlarge": HubPool("mlfoundations/datacomp_xlarge", 12_800_000_000, 3 * 10**12, 450 * 10**12),
+    "small": HubPool("mlfoundations/datacomp_small", 12_800_000, 26, 3 * 10**9, 75 * 10**9, 450 * 10**9),
+    "medium": HubPool("mlfoundations/datacomp_medium", 128_000_000, 253, 30 * 10**9, 750 * 10**9, 4_500 * 10**9),
+    "large": HubPool("mlfoundations/datacomp_large", 1_280_000_000, 2_521, 300 * 10**9, 7_500 * 10**9, 45 * 10**12),
+    "xlarge": HubPool(
+        "mlfoundations/datacomp_xlarge", 12_800_000_000, 25_205, 3 * 10**12, 75 * 10**12, 450 * 10**12
+    ),
+    "datacomp_1b": HubPool(
+        "mlfoundations/datacomp_1b", 1_390_000_000, 2_664, 350 * 10**9, 8_500 * 10**9, 49 * 10**12
+    ),
 }
 
 
@@ -54,55 +73,137 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT") or _HUB
 
 
-def fetch_metadata(pool: HubPool, folder: Path) -> int:
-    """All Parquet files of a pool, into `folder`, which appears when they are complete; how many there are.
+def fetch_metadata(pool: HubPool, folder: Path, *, npz: bool = False, rows: int | None = None) -> Fetched:
+    """The metadata files of a pool in `folder`, which appears when they are all there, and right.
 
-    Each file is checked against the hub's size of it. Raises StopError naming the host where the hub cannot be
-    reached or does not have the pool; the same call goes on where this one stopped.
+    With `rows`, the first files by name that hold so many; with `npz`, the vectors of each file too. The same
+    call goes on where an earlier one stopped. In a folder that was fetched before, what is missing or was left
+    out is fetched, from the same revision. Raises InputError for a folder that others made, too little space, or
+    half of another pool in `<folder>.incomplete`; StopError, naming the host, where the hub does not give what
+    it lists.
     """
-    import huggingface_hub
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    record = _record(folder, pool)
+    if folder.exists() and record is None:
+        raise InputError(
+            str(folder),
+            "is there already, and was not fetched by this command",
+            hint="without --scale it is taken as it stands",
+        )
+    if record and not npz and not record.missing(folder) and _holds(record, folder, rows):
+        if hub_folder.arriving(folder).is_dir():  # a fetch was killed when all was done
+            with _locked(folder):
+                hub_folder.tidy(folder)
+        return Fetched(record.revision, (), 0, len(record.files), record.whole)
+    with _locked(folder):
+        errand = Errand(Hub(pool.repository, endpoint()), folder, record)
+        errand.look()
+        names = errand.metadata_names()
+        count = _first(rows, len(names))
+        known = list(record.files) if record else []
+        while True:
+            wanted = sorted({*names[:count], *known})
+            vectors = [_npz(name) for name in names[:count]] if npz else []
+            errand.coming(wanted + vectors).check_space(folder)
+            errand.begin()
+            errand.bring(wanted)
+            if rows is None or count == len(names):
+                break
+            lack = rows - _rows(errand.place / name for name in names[:count])
+            if lack <= 0:
+                break
+            count += _first(lack, len(names) - count)
+        errand.bring_vectors(vectors)
+        return errand.finish(whole=count == len(names) or bool(record and record.whole))
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    arriving = folder.with_name(f"{folder.name}.incomplete")
-    arriving.mkdir(parents=True, exist_ok=True)
-    with lock(arriving.with_suffix(".lock")), disk(arriving):
+
+def fetch_vectors(folder: Path, pool: HubPool | None = None) -> Fetched:
+    """The npz of the metadata files that are in `folder`, from the revision that these are of.
+
+    `pool` need only be given for a folder that others fetched: then each of its files must be, byte for byte, the
+    hub's, since vectors belong to rows by position alone. Raises as `fetch_metadata`.
+    """
+    record = _record(folder, pool)
+    repository = record.repository if record else pool.repository if pool else None
+    if repository is None or not folder.is_dir():
+        what = "does not say which of DataComp's pools it is" if folder.is_dir() else "is not there"
+        raise InputError(str(folder), what, hint="curate download --scale SCALE --embeddings")
+    with _locked(folder):
+        errand = Errand(Hub(repository, endpoint()), folder, record)
+        errand.look()
+        if record is None:
+            errand.recognise()
+        names = [name for name in errand.record.files if name.endswith(".parquet")]
+        vectors = [_npz(name) for name in names]
+        errand.coming(names + vectors).check_space(folder)
+        errand.begin()
+        errand.bring(names)
+        errand.bring_vectors(vectors)
+        return errand.finish(whole=errand.record.whole)
+
+
+def coming(pool: HubPool, folder: Path, *, npz: bool = False, rows: int | None = None) -> Coming:
+    """What is still to come of a pool's metadata, and with `npz` its vectors, by the hub's sizes.
+
+    Of a folder that others made only the vectors. With `rows` the number of files is what full files imply.
+    Nothing is written. Raises StopError where the hub cannot be asked.
+    """
+    record = _record(folder, pool)
+    errand = Errand(Hub(pool.repository, endpoint()), folder, record)
+    errand.look()
+    names = errand.metadata_names()
+    if folder.is_dir() and record is None:
+        names = sorted(p.name for p in folder.glob("*.parquet"))
+        return errand.coming([_npz(name) for name in names] if npz else [])
+    names = names[: _first(rows, len(names))]
+    known = list(record.files) if record else []
+    return errand.coming(sorted({*names, *known, *(_npz(name) for name in names if npz)}))
+
+
+def begun(folder: Path) -> str | None:
+    """The scale that a fetch into `folder` has begun and not finished with, if there is one."""
+    repository = hub_folder.begun(folder)
+    return next((scale for scale, pool in POOLS.items() if pool.repository == repository), None)
+
+
+def _locked(folder: Path) -> AbstractContextManager[None]:
+    return lock(folder.with_name(f"{folder.name}.lock"))
+
+
+def _record(folder: Path, pool: HubPool | None) -> Record | None:
+    """What the folder was fetched from, which must be `pool` where both are known."""
+    record = read_record(folder)
+    if record and pool and record.repository != pool.repository:
+        raise InputError(
+            str(folder), f"is of {record.repository} (asked for: {pool.repository})", hint="another --pool"
+        )
+    return record
+
+
+def _holds(record: Record, folder: Path, rows: int | None) -> bool:
+    """Whether a folder, of which no file is missing, has all that is wanted."""
+    if record.whole or rows is None:
+        return record.whole
+    return _rows(folder / name for name in record.files if name.endswith(".parquet")) >= rows
+
+
+def _rows(files: Iterable[Path]) -> int:
+    """The rows that Parquet files hold together, by their footers."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    total = 0
+    for path in files:
         try:
-            names = _parquet_files(huggingface_hub.HfApi(endpoint=endpoint()), pool)
-            for number, name in enumerate(names, 1):
-                log.info("metadata %d of %d: %s", number, len(names), name)
-                huggingface_hub.hf_hub_download(
-                    pool.repository, name, repo_type="dataset", local_dir=arriving, endpoint=endpoint()
-                )
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] not in _CLIENTS and not isinstance(error, OSError):
-                raise
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk's, not the network's
-            raise _unreachable(pool, error) from error
-        shutil.rmtree(arriving / ".cache", ignore_errors=True)
-        for path in sorted(arriving.glob("*/*.parquet")):  # xlarge's parts are one pool
-            path.rename(arriving / path.name)
-            if not any(path.parent.iterdir()):
-                path.parent.rmdir()
-        arriving.rename(folder)
-    return len(names)
+            total += pq.read_metadata(path).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise StopError(str(path), f"is not Parquet, and no more so on the hub ({error})") from error
+    return total
 
 
-def _parquet_files(api: object, pool: HubPool) -> list[str]:
-    listed = api.list_repo_files(pool.repository, repo_type="dataset")  # type: ignore[attr-defined]
-    names = sorted(name for name in listed if name.endswith(".parquet"))
-    if not names:
-        raise StopError(f"{endpoint()}/datasets/{pool.repository}", "holds no Parquet file")
-    return names
+def _first(rows: int | None, files: int) -> int:
+    """How many of so many files hold `rows` if all are full; at least one."""
+    return files if rows is None else min(files, max(1, math.ceil(rows / ROWS_A_FILE)))
 
 
-def _unreachable(pool: HubPool, error: Exception) -> StopError:
-    host = urlsplit(endpoint()).netloc
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return StopError(
-        host,
-        f"{pool.repository} cannot be had from there ({reason})",
-        hint="a list of your own needs no hub: curate download --source FILE_OR_FOLDER",
-    )
+def _npz(name: str) -> str:
+    return f"{name.removesuffix('.parquet')}.npz"

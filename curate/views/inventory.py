@@ -10,6 +10,7 @@ from glob import escape
 from pathlib import Path
 
 from curate.errors import CurateError
+from curate.fetch.hub_folder import INCOMPLETE, RECORD
 from curate.pool import Pool
 from curate.receipts import RECEIPTS, Receipt, read_json, read_receipt, receipt_path
 
@@ -30,7 +31,7 @@ class Inventory:
     loose: list[Path] = field(default_factory=list)
     """Small files of ours that no receipt stands for."""
     unfinished: list[Path] = field(default_factory=list)
-    """`.tmp` files: being written, or left by a process that died."""
+    """`.tmp` files, and metadata that has not all arrived: being written, or left by a process that died."""
     locks: list[Path] = field(default_factory=list)
     foreign: list[Path] = field(default_factory=list)
     """Files and folders that `curate` did not make and does not read."""
@@ -130,14 +131,16 @@ def _one(found: Inventory, path: Path, *, logs: bool = False) -> None:
 
 def _listed(found: Inventory, folder: Path, known: set[Path]) -> None:
     """A folder that others made: what the pool does not read is foreign."""
-    found.foreign += [p for p in sorted(folder.iterdir()) if p not in known]
+    for path in sorted(folder.iterdir()):
+        if path not in known:
+            (found.loose if path.name == RECORD else found.foreign).append(path)
 
 
 def _top(found: Inventory, entry: Path, known: set[Path]) -> None:
     if entry in known:
         return
     if entry.is_dir():
-        found.foreign.append(entry)
+        (found.unfinished if entry.name == f"metadata{INCOMPLETE}" else found.foreign).append(entry)
     elif entry.name in _SUBSET and (entry.parent / "subset.json").is_file():
         found.loose.append(entry)
     else:
