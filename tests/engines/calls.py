@@ -167,21 +167,21 @@ def wait_for_ever(tick: Tick, marks: Path) -> None:
     time.sleep(60)
 
 
-def main(marks: Path) -> None:
-    """A parent of two workers that sleep."""
+def main(marks: Path, workers: int, lanes: int) -> None:
+    """A parent of two calls that sleep."""
     from curate.engines.local import Call, run
 
     calls = [Call(str(n), wait_for_ever, (marks,)) for n in range(2)]
-    for _ in run(calls, workers=2, tick=lambda *_: None):
+    for _ in run(calls, workers=workers, lanes=lanes, tick=lambda *_: None):
         pass
 
 
-def parent(marks: Path) -> subprocess.Popen[bytes]:
-    """`main` in a process of its own, with both of its workers at work."""
-    command = [sys.executable, "-c", f"from tests.engines import calls; calls.main(calls.Path({str(marks)!r}))"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+def parent(marks: Path, workers: int = 2, lanes: int = 1) -> subprocess.Popen[bytes]:
+    """`main` in a process of its own, with all of its workers at work."""
+    code = f"from tests.engines import calls; calls.main(calls.Path({str(marks)!r}), {workers}, {lanes})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 60
-    while len(list(marks.iterdir())) < 2:
+    while len(list(marks.iterdir())) < workers:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)

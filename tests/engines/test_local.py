@@ -277,20 +277,20 @@ def test_a_sign_of_life_is_enough(lanes: int, aloud: bool) -> None:
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_a_call_that_hangs_is_tried_again(tmp_path: Path, lanes: int, caplog: pytest.LogCaptureFixture) -> None:
     tick = Counter()
-    (result,) = results([Call("part 7", calls.hush, (60, tmp_path))], 1, tick, lanes=lanes, dead=0.6).values()
+    (result,) = results([Call("part 7", calls.hush, (60, tmp_path))], 1, tick, lanes=lanes, dead=0.8).values()
     assert result.value == "done"
     assert (tick.done, tick.failed, tick.news) == (0, 0, {"code:dns": 0})
-    assert caplog.messages == ["part 7: its worker died (killed after 0.6 s without a word); trying again"]
+    assert caplog.messages == ["part 7: its worker died (killed after 0.8 s without a word); trying again"]
 
 
 def test_a_call_that_always_hangs_fails_and_its_neighbours_do_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    todo = [Call(n, calls.crowd, (tmp_path, n, {"0": "hang"}, 1.0 if n == "1" else 0.1)) for n in "012"]
-    found = results(todo, 1, lanes=2, dead=0.5)
+    todo = [Call(n, calls.crowd, (tmp_path, n, {"0": "hang"}, 1.5 if n == "1" else 0.1)) for n in "012"]
+    found = results(todo, 1, lanes=2, dead=0.8)
     error = found[0].error
     assert isinstance(error, PartError)
-    assert str(error) == "0: its worker died 3 times (killed after 0.5 s without a word)"
+    assert str(error) == "0: its worker died 3 times (killed after 0.8 s without a word)"
     assert "hangs" in (error.hint or "")
     assert (found[1].error, found[2].error) == (None, None)
     assert caplog.messages.count("1: starts again, for its worker was ended with 0") == 1
@@ -344,16 +344,21 @@ def none_left(marks: Path, seconds: float = 2.0) -> bool:
     return True
 
 
-def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
-    process = calls.parent(tmp_path)
-    assert len(alive(tmp_path)) == 2
+BOTH = pytest.mark.parametrize(("workers", "lanes"), [(2, 1), (1, 2)])
+
+
+@BOTH
+def test_workers_die_with_a_killed_parent(tmp_path: Path, workers: int, lanes: int) -> None:
+    process = calls.parent(tmp_path, workers, lanes)
+    assert len(alive(tmp_path)) == workers
     process.kill()
     process.communicate()
     assert none_left(tmp_path)
 
 
-def test_an_interrupt_ends_the_workers(tmp_path: Path) -> None:
-    process = calls.parent(tmp_path)
+@BOTH
+def test_an_interrupt_ends_the_workers(tmp_path: Path, workers: int, lanes: int) -> None:
+    process = calls.parent(tmp_path, workers, lanes)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
     _, err = process.communicate(timeout=10)
     assert none_left(tmp_path)

@@ -11,7 +11,6 @@ import pytest
 
 from curate import progress, runner
 from curate.engines import local
-from curate.progress import INTERVAL
 from curate.receipts import Output
 from curate.stages.live import HOST_LENGTH, WINDOW, Hosts, Live, Tally, View, outcomes, printable, share, speed
 from tests.test_progress import Clock, Terminal, terminal
@@ -184,8 +183,9 @@ def test_a_plain_line_is_complete_in_itself() -> None:
             clock.now += 1
             shown.advance(400, 40, {name: 0.4 * count for name, count in PART.items()})
     assert stream.getvalue() == (  # and none at the end of a run that was no longer than one takes to come
-        "download: 12,000 of 50,000 samples, 400/s, 90.0 % ok, http_404 4.0 %, dns 3.0 %, timeout 2.0 %; worst host "
-        "slow.example (840 failed, 70.0 % of all failures); 600 MB at 20 MB/s; limit: decode; 2 min left\n"
+        "download: 12,000 of 50,000 samples, 400/s, 90.0 % ok, http_404 4.0 %, dns 3.0 %, timeout 2.0 %; "
+        "worst host slow.example (840 failed, 70.0 % of all failures); "
+        "600 MB at 20 MB/s; limit: decode; 2 min left\n"
     )
 
 
