@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +15,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from curate.fetch.settings import FetchLimits, ImageSettings
 from tests.fetch.servers import HostileServer, answer, drip, redirect, running, silent
 from tests.fetch.test_images import encoded, photo, pixels_of
 
+DECISIONS = Path(__file__).resolve().parents[2] / "docs" / "decisions.md"
 IMAGES = ImageSettings(image_size=64, encode_format="png", encode_quality=6)
 LIMITS = FetchLimits(allow_private=True, retries=0, connect_seconds=2, idle_seconds=2)
 LARGE, SMALL, CLEAR = photo(90, 70, seed=1), photo(50, 40, seed=2), photo(80, 90, 4, seed=3)
@@ -62,7 +66,6 @@ class Told:
     rows: int = 0
     failed: int = 0
     calls: int = 0
-    pauses: list[float] = field(default_factory=list)
 
     def __call__(self, rows: int, failed: int, _news: Mapping[str, float]) -> None:
         self.rows += rows
@@ -238,6 +241,26 @@ def test_a_killed_parent_takes_its_child_along(server: HostileServer, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("said", "error", "told"),
+    [
+        ("OSError: [Errno 28] No space left on device", OSError, "No space left on device"),
+        ("ModuleNotFoundError: No module named 'wandb'", PartError, "exit code 1: ModuleNotFoundError: No module"),
+    ],
+)
+def test_how_a_child_failed_is_said(
+    said: str, error: type[Exception], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, folder = tmp_path / "python", tmp_path / "folder"
+    program.write_text(f'#!/bin/sh\necho "{said}"\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    targets = {0: Target("http://a.example/a.jpg")}
+    with pytest.raises(error, match=re.escape(told)):
+        fetch(targets, io.BytesIO(), images=IMAGES, limits=LIMITS, folder=folder, done=Told())
+    assert list(folder.iterdir()) == []
+
+
 # --- what it says is checked ------------------------------------------------------------------------------
 
 
@@ -326,3 +349,20 @@ def test_a_list_of_nothing_to_fetch_starts_no_child(tmp_path: Path, monkeypatch:
     got = fetch({5: Target("ftp://a/b")}, io.BytesIO(), images=IMAGES, limits=LIMITS, folder=tmp_path, done=told)
     assert codes(got) == ["bad_scheme"]
     assert (told.rows, told.failed) == (1, 1)
+
+
+def options_of_img2dataset() -> set[str]:
+    """The arguments of its `download`, read from its source: importing it takes seconds."""
+    source = Path(str(metadata.distribution("img2dataset").locate_file("img2dataset/main.py")))
+    functions = [n for n in ast.parse(source.read_text()).body if isinstance(n, ast.FunctionDef)]
+    (download,) = [f for f in functions if f.name == "download"]
+    return {argument.arg for argument in download.args.args}
+
+
+def test_every_option_of_img2dataset_is_decided_on(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\w+) \|", DECISIONS.read_text(), re.MULTILINE)
+    assert {fate for _, fate in rows} == {"kept", "renamed", "refused"}
+    named = [name for names, _ in rows for name in re.findall(r"\w+", names)]
+    assert Counter(named) == Counter(options_of_img2dataset())
+    passed = img2dataset_part._options(tmp_path, 1, IMAGES, LIMITS, 1)
+    assert set(passed) <= options_of_img2dataset()
