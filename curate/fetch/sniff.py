@@ -150,12 +150,12 @@ _TURNED = {(0, None): 1, (0, 0): 4, (0, 1): 2, (2, None): 3, (2, 0): 2, (2, 1): 
 
 
 def _avif(body: bytes) -> Header:
-    sizes, frames, bits, channels, alpha, turn, mirror = [], 1, 8, 3, False, 0, None
+    sizes, samples, frames, alpha, turn, mirror = [], [], 1, False, 0, None
     for kind, _, start, end in boxes(body, _IN_AVIF):
         if kind == b"ispe":
             sizes.append(struct.unpack_from(">II", body, start + 4))
-        elif kind == b"pixi" and len(sizes) < 2:
-            channels, bits = body[start + 4], body[start + 5]
+        elif kind == b"pixi":  # one for the picture, one for its alpha
+            samples.append((body[start + 4], body[start + 5]))
         elif kind == b"auxC":
             alpha = alpha or b":alpha" in body[start:end] or b":auxid:1" in body[start:end]
         elif kind == b"irot":
@@ -167,6 +167,7 @@ def _avif(body: bytes) -> Header:
     if not sizes:
         raise Cut
     width, height = max(sizes, key=lambda size: size[0] * size[1])
+    channels, bits = max(samples, default=(3, 8))
     mode = _deep(_BY_CHANNELS[(1 if channels == 1 else 3) + alpha], bits)
     return Header("avif", width, height, _TURNED[turn, mirror], frames, mode, bits)
 

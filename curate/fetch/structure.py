@@ -63,10 +63,11 @@ def png_chunks(body: bytes) -> Iterator[Piece]:
 
 
 def riff_chunks(body: bytes) -> Iterator[Piece]:
-    """The chunks of a WebP; one byte fills up those of odd length."""
-    position = 12
+    """The chunks of a WebP, as far as it says to reach; one byte fills up those of odd length."""
+    (length,) = struct.unpack_from("<I", body, 4)
+    position, stop = 12, min(8 + length, len(body))
     for _ in range(MOST):
-        if position + 8 > len(body):
+        if position + 8 > stop:
             return
         kind, length = struct.unpack_from("<4sI", body, position)
         yield Piece(kind, position, position + 8, position + 8 + length)
