@@ -11,21 +11,24 @@ import asyncio
 import random
 import socket
 import ssl
-import time
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import aiohttp
 from aiohttp.connector import Connection
+from multidict import istr
 from yarl import URL
 
 from curate.errors import SampleError
-from curate.fetch.addresses import CheckedResolver, Lookup, PrivateAddress, is_public, literal
+from curate.fetch import blocks, robots
+from curate.fetch.addresses import CheckedResolver, Lookup, is_public, literal
+from curate.fetch.bodies import Grow, receive
+from curate.fetch.clock import Clock
+from curate.fetch.faults import ALWAYS, TROUBLE, Failed, named, unresolved
+from curate.fetch.hosts import Host, Hosts
 from curate.fetch.settings import FetchLimits
-from curate.fetch.urls import opted_out, parse_url, redirect, retry_after
+from curate.fetch.urls import host_key, host_of, opted_out, parse_url, redirect, retry_after
 
 __all__ = ["FetchLimits", "Fetched", "Fetcher"]
 
@@ -39,14 +42,14 @@ LEDGER_HEADERS = (
     "x-robots-tag",
 )
 
+_LEDGER = [(name, istr(name)) for name in LEDGER_HEADERS]
+_CONTENT_TYPE = istr("Content-Type")
+_LOCATION, _RETRY_AFTER, _ROBOTS_TAG = istr("Location"), istr("Retry-After"), istr("X-Robots-Tag")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BODY_STATUSES = frozenset({200, 203})
-_CHUNK = 1 << 16
-_ALWAYS = 1 << 30
-_TROUBLE = (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, zlib.error)
-
-Grow = Callable[[int], Awaitable[None]]
-"""Called with the size of each piece of a body before it is kept; may wait until there is memory for it."""
+_HOST_PAUSES = frozenset({429, 503})
+_DNS_FAILED_BACKOFFS = 2.0
+_PATIENCE_TOTALS = 4
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Fetched:
     """What came of a URL: a body, or an error code of curate.errors.ERROR_CODES and a sentence.
 
     `http_status`, `final_url`, `content_type`, `address` and `headers` are of the last answer seen, also when
-    it was an error. `seconds` counts from the first byte asked for, waits between tries included.
+    it was an error; a blocked URL has none of them and no sentence. `tries` counts those that asked somebody.
+    `seconds` counts from the first byte asked for, waits between tries included.
     """
 
     url: str
@@ -70,31 +74,47 @@ class Fetched:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class _Failed(SampleError):
-    """One try came to nothing; another makes sense in `after` seconds, if fewer than `again` were made."""
-
-    def __init__(self, code: str, what: str, *, again: int = 1, after: float | None = None) -> None:
-        super().__init__(code, what)
-        self.again = again
-        self.after = after
-
-
-@dataclass
 class _Job:
-    """One URL while it is being fetched; `deadline` is on the monotonic clock."""
+    """One URL while it is being fetched, and what is known of its last answer.
 
-    deadline: float
-    answer: Fetched
-    grow: Grow | None
+    A `rules` job fetches a robots.txt: it asks nobody's leave, and takes as much of the body as it may.
+    """
 
-    def left(self) -> float:
-        return max(0.001, self.deadline - time.monotonic())
+    def __init__(self, seconds: float, most: int, grow: Grow | None = None, *, rules: bool = False) -> None:
+        self.clock = Clock(seconds)
+        self.most = most
+        self.grow = grow
+        self.rules = rules
+        self.began: float | None = None
+        self.tries = 0
+        self.answered = False
+        self.forget()
 
+    def forget(self) -> None:
+        self.url: URL | None = None
+        self.status: int | None = None
+        self.content_type: str | None = None
+        self.address: str | None = None
+        self.headers: dict[str, str] = {}
 
-@dataclass
-class _HostSlot:
-    gate: asyncio.Semaphore
-    users: int = 0
+    def fetched(self, url: str, body: bytes | None, code: str | None = None, what: str | None = None) -> Fetched:
+        seconds = 0.0 if self.began is None else asyncio.get_running_loop().time() - self.began
+        if code == "blocked":
+            return Fetched(url, error_code=code, tries=self.tries, seconds=seconds)
+        final = None if self.url is None else str(self.url)
+        return Fetched(
+            url,
+            body,
+            code,
+            what,
+            final,
+            self.status,
+            self.content_type,
+            self.address,
+            self.tries,
+            seconds,
+            self.headers,
+        )
 
 
 class _Response(aiohttp.ClientResponse):
@@ -110,11 +130,13 @@ class _Response(aiohttp.ClientResponse):
 
 
 class Fetcher:
-    """Fetches URLs over pooled keep-alive connections, as an async context manager.
+    """Fetches URLs over pooled keep-alive connections, as an async context manager that may live for days.
 
-    The caller bounds how many `fetch` calls run at once; the fetcher bounds how many talk to one host.
-    `lookup` replaces the system's resolver, and `permitted` the rule of which addresses may be connected to
-    (default: public ones, or all with `allow_private`).
+    The caller bounds how many `fetch` calls run at once and asks `ready` which URL is best fetched next; the
+    fetcher bounds how many talk to one host, and pauses or gives up hosts (fetch/hosts.py). `lookup` replaces
+    the system's resolver, `permitted` the rule of which addresses may be connected to (default: public ones, or
+    all with `allow_private`), `tls` what certificates are checked against. Raises InputError for a bad block
+    list.
     """
 
     def __init__(
@@ -123,30 +145,45 @@ class Fetcher:
         *,
         lookup: Lookup | None = None,
         permitted: Callable[[str], bool] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.limits = limits or FetchLimits()
         self._lookup = lookup
         self._permitted = permitted or ((lambda _: True) if self.limits.allow_private else is_public)
-        self._hosts: dict[str, _HostSlot] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._tls = tls
+        self._blocks = blocks.load(self.limits.block_list) if self.limits.block_list else None
 
     async def __aenter__(self) -> Fetcher:
         limits = self.limits
-        resolver = CheckedResolver(self._permitted, lookup=self._lookup, timeout_seconds=limits.connect_seconds)
-        self._resolver = resolver
+        self._loop = asyncio.get_running_loop()
+        self._hosts = Hosts(
+            per_host=limits.per_host,
+            backoff_seconds=limits.backoff_seconds,
+            patience_seconds=_PATIENCE_TOTALS * limits.total_seconds,
+            probe_seconds=limits.total_seconds,
+        )
+        self._robots = robots.Robots(self._ask_robots) if limits.obey_robots else None
+        self._resolver = CheckedResolver(
+            self._permitted,
+            lookup=self._lookup,
+            timeout_seconds=limits.connect_seconds,
+            failed_seconds=_DNS_FAILED_BACKOFFS * limits.backoff_seconds,
+        )
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=resolver, limit=0, ttl_dns_cache=300, keepalive_timeout=5),
+            connector=aiohttp.TCPConnector(
+                resolver=self._resolver,
+                use_dns_cache=False,
+                limit=0,
+                keepalive_timeout=5,
+                ssl=self._tls if self._tls is not None else True,
+            ),
             response_class=_Response,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=limits.connect_seconds, sock_read=limits.idle_seconds
             ),
-            headers={
-                "User-Agent": limits.user_agent,
-                "Accept": "image/*,*/*;q=0.5",
-                "Accept-Encoding": "identity",
-            },
+            headers={"User-Agent": limits.agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
         )
         return self
 
@@ -156,166 +193,140 @@ class Fetcher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        if self._robots is not None:
+            await self._robots.close()
+        await self._session.close()
         await self._resolver.close()
+
+    def ready(self, url: str) -> float:
+        """Seconds until a request to the host of `url` would begin: 0 now, a little when its turns are all taken.
+
+        While the host pauses, what is left of that; 0 where `fetch` would fail at once.
+        """
+        return self._hosts.ready(host_of(url))
 
     async def fetch(self, url: str, grow: Grow | None = None) -> Fetched:
         """The body at `url`, or why there is none; raises nothing but cancellation.
 
-        Time spent in `grow`, or waiting for a turn with the host, is not counted against the URL.
+        Time spent in `grow`, in looking a host up, or in waiting for a first turn with it, is not counted
+        against the URL. It waits for a host that pauses if the pause ends within what is left of the URL's
+        deadline; if not, it fails with the host's own 429 or 503.
         """
+        job = _Job(self.limits.total_seconds, self.limits.max_bytes, grow)
         try:
-            parsed = parse_url(url)
+            if self._blocks is not None and self._blocks.has_url(url):
+                raise SampleError("blocked", "")
+            body = await self._tries(parse_url(url), job)
         except SampleError as failed:
-            return Fetched(url, error_code=failed.code, error_message=failed.what)
-        async with self._host_slot(parsed.raw_host or ""):
-            start = time.monotonic()
-            job = _Job(start + self.limits.total_seconds, Fetched(url), grow)
-            answer = await self._tries(parsed, job)
-            return replace(answer, seconds=time.monotonic() - start)
+            return job.fetched(url, None, failed.code, failed.what)
+        return job.fetched(url, body)
 
-    async def _tries(self, url: URL, job: _Job) -> Fetched:
+    async def _ask_robots(self, url: URL) -> robots.Answer:
+        job = _Job(self.limits.total_seconds, robots.MOST_BYTES, rules=True)
+        try:
+            return robots.Answer(await self._tries(url, job))
+        except SampleError as failed:
+            return robots.Answer(None, failed.code, failed.what)
+
+    async def _tries(self, url: URL, job: _Job) -> bytes:
         tries = 0
         while True:
             tries += 1
-            job.answer = Fetched(job.answer.url, tries=tries)
+            job.forget()
             try:
-                body = await self._hops(url, job)
-            except SampleError as failed:
-                again, wait = (failed.again, failed.after) if isinstance(failed, _Failed) else (1, None)
+                return await self._hops(url, job)
+            except Failed as failed:
+                wait = failed.after
                 if wait is None:
                     wait = self.limits.backoff_seconds * 2 ** (tries - 1) * random.uniform(0.5, 1.5)
-                out_of_time = time.monotonic() + wait >= job.deadline
-                if tries >= min(again, self.limits.retries + 1) or out_of_time:
-                    return replace(job.answer, error_code=failed.code, error_message=failed.what)
-                await asyncio.sleep(wait)
-            else:
-                return replace(job.answer, body=body)
+                if tries >= min(failed.again, self.limits.retries + 1) or not job.clock.spend(wait):
+                    raise
+            await asyncio.sleep(wait)
 
     async def _hops(self, url: URL, job: _Job) -> bytes:
+        asked = False
         for _ in range(self.limits.max_redirects + 1):
+            address = literal(url.raw_host or "")
+            if address is not None:
+                # aiohttp asks no resolver about a host that is written as an address
+                if not self._permitted(address):
+                    raise Failed("private_address", f"{address} is not a public address")
+                if address != url.raw_host:
+                    url = url.with_host(address)
+            if asked and self._blocks is not None and self._blocks.has_url(str(url)):
+                raise SampleError("blocked", "")
+            if self._robots is not None and not job.rules:
+                await self._robots.check(url)
+            host = await self._hosts.enter(host_key(url), job.clock.left)
             try:
-                found = await self._hop(url, job)
-            except _TROUBLE as error:
-                raise _named(error, job) from error
+                if not asked:
+                    asked = True
+                    job.tries += 1
+                found = await self._turn(url, host, job, named_host=address is None)
+            finally:
+                self._hosts.leave(host)
             if isinstance(found, bytes):
                 return found
             url = found
-        raise _Failed("too_many_redirects", f"more than {self.limits.max_redirects} redirects")
+        raise Failed("too_many_redirects", f"more than {self.limits.max_redirects} redirects")
 
-    async def _hop(self, url: URL, job: _Job) -> bytes | URL:
-        """The body at `url`, or the URL that it redirects to."""
-        assert self._session is not None, "a Fetcher is used as a context manager"
-        address = literal(url.raw_host or "")
-        # aiohttp asks no resolver about a host that is written as an address
-        if address is not None and not self._permitted(address):
-            raise _Failed("private_address", f"{address} is not a public address")
-        job.answer = replace(job.answer, final_url=str(url))
-        response = await asyncio.wait_for(self._session.get(url, allow_redirects=False), job.left())
-        async with response:
-            headers = response.headers
-            job.answer = replace(
-                job.answer,
-                http_status=response.status,
-                content_type=headers.get("Content-Type"),
-                address=getattr(response, "address", None),
-                headers={name: headers[name] for name in LEDGER_HEADERS if name in headers},
-            )
-            if response.status in _REDIRECTS and "Location" in headers:
-                return redirect(url, headers["Location"])
-            self._check(response)
-            return await self._body(response, job)
-
-    def _check(self, response: aiohttp.ClientResponse) -> None:
-        """Refuse what status and headers alone condemn, before a byte of the body is read."""
-        status = response.status
-        if status not in _BODY_STATUSES:
-            transient = status == 429 or status >= 500
-            raise _Failed(
-                f"http_{status}",
-                f"the server answered {status}",
-                again=_ALWAYS if transient else 1,
-                after=retry_after(response.headers.get("Retry-After")) if transient else None,
-            )
-        tags = response.headers.getall("X-Robots-Tag", [])
-        if self.limits.obey_opt_out and opted_out(tags):
-            raise _Failed("opted_out", f"X-Robots-Tag: {', '.join(tags)[:200]}")
-        length = response.content_length
-        if length is not None and length > self.limits.max_bytes:
-            raise _Failed("too_large", f"{length} bytes announced, the limit is {self.limits.max_bytes}")
-
-    async def _body(self, response: aiohttp.ClientResponse, job: _Job) -> bytes:
-        limit = self.limits.max_bytes
-        encoding = response.headers.get("Content-Encoding", "")
-        inflate = None
-        body = bytearray()
-        received = 0
-        while chunk := await asyncio.wait_for(response.content.read(_CHUNK), job.left()):
-            if not received:
-                inflate = _inflater(encoding, chunk)
-            received += len(chunk)
-            piece = inflate.decompress(chunk, limit + 1 - len(body)) if inflate else chunk
-            if max(received, len(body) + len(piece)) > limit:
-                raise _Failed("too_large", f"more than {limit} bytes")
-            if job.grow is not None:
-                before = time.monotonic()
-                await job.grow(len(piece))
-                job.deadline += time.monotonic() - before
-            body += piece
-        if inflate and not inflate.eof:
-            raise _Failed("reset", "the compressed body ended early", again=_ALWAYS)
-        if not body:
-            raise _Failed("empty", "a body of zero bytes")
-        return bytes(body)
-
-    @asynccontextmanager
-    async def _host_slot(self, host: str) -> AsyncIterator[None]:
-        """A turn with `host`, of which `per_host` exist; hosts that nobody waits for are forgotten."""
-        slot = self._hosts.get(host)
-        if slot is None:
-            slot = self._hosts[host] = _HostSlot(asyncio.Semaphore(self.limits.per_host))
-        slot.users += 1
+    async def _turn(self, url: URL, host: Host, job: _Job, *, named_host: bool) -> bytes | URL:
+        """`_hop` under the URL's clock; what it says of the host is noted."""
+        began = self._loop.time()
+        if job.began is None:
+            job.began = began
+        job.url, job.answered = url, False
         try:
-            async with slot.gate:
-                yield
-        finally:
-            slot.users -= 1
-            if not slot.users:
-                del self._hosts[host]
+            if named_host:
+                await self._look_up(url.raw_host or "")
+            job.clock.start()
+            try:
+                return await self._hop(url, host, job, began)
+            except BaseException as error:
+                if job.clock.rang(error):
+                    what = f"not done within {self.limits.total_seconds:g} seconds"
+                    raise Failed("timeout", what, silent=True) from error
+                if isinstance(error, TROUBLE):
+                    raise named(error) from error
+                raise
+            finally:
+                job.clock.stop()
+        except Failed as failed:
+            if failed.silent and not job.answered:
+                self._hosts.silent(host, failed, began)
+            raise
 
+    async def _look_up(self, name: str) -> None:
+        """See that the resolver has permitted addresses for the connector; failures cost no connection."""
+        try:
+            await self._resolver.addresses(name)
+        except socket.gaierror as error:
+            raise unresolved(error, self._resolver.believed_for(name) * random.uniform(1, 1.5)) from error
+        except (OSError, UnicodeError) as error:
+            raise named(error) from error
 
-def _inflater(encoding: str, first: bytes) -> zlib._Decompress | None:
-    """A decompressor for a body that begins with `first`; None where it came as it is.
-
-    "deflate" is sent both with zlib's header, as the standard says, and without.
-    """
-    name = encoding.strip().lower()
-    if name in ("gzip", "x-gzip"):
-        return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-    if name == "deflate":
-        wrapped = first[0] & 0x0F == zlib.DEFLATED and int.from_bytes(first[:2], "big") % 31 == 0
-        return zlib.decompressobj(wbits=zlib.MAX_WBITS if wrapped or len(first) < 2 else -zlib.MAX_WBITS)
-    return None
-
-
-def _named(error: Exception, job: _Job) -> _Failed:
-    """The error code for what aiohttp, the resolver, TLS or zlib raised."""
-    cause = getattr(error, "os_error", None) or error.__cause__ or error
-    if isinstance(cause, PrivateAddress):
-        return _Failed("private_address", str(cause))
-    if isinstance(cause, socket.gaierror):
-        final = cause.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None))
-        return _Failed("dns", cause.strerror or "no address", again=1 if final else _ALWAYS)
-    if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)) or isinstance(cause, ssl.SSLError):
-        return _Failed("tls", str(getattr(cause, "verify_message", "") or getattr(cause, "reason", "") or cause))
-    if isinstance(error, asyncio.TimeoutError):
-        what = "total" if time.monotonic() >= job.deadline else "connect or idle"
-        return _Failed("timeout", f"the {what} deadline passed", again=2)
-    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(cause, ConnectionResetError):
-        return _Failed("refused", f"no connection: {getattr(cause, 'strerror', None) or type(cause).__name__}")
-    if isinstance(error, (aiohttp.InvalidURL, UnicodeError)):
-        return _Failed("bad_url", f"the URL cannot be asked for: {error}")
-    if isinstance(error, (aiohttp.ClientResponseError, ValueError, zlib.error)):
-        return _Failed("bad_response", f"not valid HTTP: {type(error).__name__}")
-    return _Failed("reset", f"the connection broke: {type(error).__name__}", again=_ALWAYS)
+    async def _hop(self, url: URL, host: Host, job: _Job, began: float) -> bytes | URL:
+        """The body at `url`, or the URL that it redirects to."""
+        response = await self._session.get(url, allow_redirects=False)
+        async with response:
+            limits, headers, status = self.limits, response.headers, response.status
+            job.status, job.answered = status, True
+            job.content_type = headers.get(_CONTENT_TYPE)
+            job.address = getattr(response, "address", None)
+            job.headers = {name: headers[key] for name, key in _LEDGER if key in headers}
+            after = retry_after(headers.get(_RETRY_AFTER)) if status in _HOST_PAUSES or status >= 500 else None
+            self._hosts.answered(host, status, after, began)
+            if status in _REDIRECTS and _LOCATION in headers:
+                return redirect(url, headers[_LOCATION])
+            if status not in _BODY_STATUSES:
+                if status in _HOST_PAUSES:
+                    after = max(after or 0.0, self._hosts.pause_left(host))
+                again = ALWAYS if status == 429 or status >= 500 else 1
+                raise Failed(f"http_{status}", f"the server answered {status}", again=again, after=after)
+            tags = headers.getall(_ROBOTS_TAG) if _ROBOTS_TAG in headers else ()
+            if tags and limits.obey_opt_out and not job.rules and opted_out(tags):
+                raise Failed("opted_out", f"X-Robots-Tag: {', '.join(tags)[:200]}")
+            length = response.content_length
+            if length is not None and length > job.most and not job.rules:
+                raise Failed("too_large", f"{length} bytes announced, the limit is {job.most}")
+            return await receive(response, job.most, limits, job.clock, job.grow, cut=job.rules)

@@ -17,6 +17,7 @@ MAX_URL = 16_384
 """Characters; a longer URL is refused."""
 
 _HOST = re.compile(r"(?=.{1,254}$)([A-Za-z0-9_-]{1,63}(\.|$))+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%\w+)?")
+_PLAIN = re.compile(r"\s*(https?|HTTPS?)://([A-Za-z0-9.-]+\.[A-Za-z0-9-]+)(:[1-9]\d{0,3})?(?=[/?#]|\s*$)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _VALUED_DIRECTIVES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
@@ -40,7 +41,7 @@ def parse_url(raw: str) -> URL:
     if scheme[1].lower() not in ("http", "https"):
         raise SampleError("bad_scheme", f"the scheme is {scheme[1][:20].lower()!r}")
     try:
-        url = URL(text).with_fragment(None)
+        url = URL(text.partition("#")[0])
         host = url.raw_host
     except ValueError as error:
         raise SampleError("bad_url", f"the URL cannot be parsed: {error}") from None
@@ -49,6 +50,27 @@ def parse_url(raw: str) -> URL:
     if url.user is not None or url.password is not None:
         raise SampleError("bad_url", "a user name or password in the URL")
     return url
+
+
+def host_of(raw: str) -> str:
+    """Who is asked for the URL `raw`: its host in lower case, with a port that is not the scheme's own.
+
+    URLs with one answer share a host's limits and pauses. Empty where the URL is not one to ask for.
+    """
+    plain = _PLAIN.match(raw)
+    if plain is not None:
+        host, port = plain[2].lower(), plain[3]
+        return host if port in (None, ":80" if plain[1] in ("http", "HTTP") else ":443") else host + port
+    try:
+        return host_key(parse_url(raw))
+    except SampleError:
+        return ""
+
+
+def host_key(url: URL) -> str:
+    """`host_of` for a URL that is parsed already."""
+    host = url.raw_host or ""
+    return host if url.is_default_port() else f"{host}:{url.port}"
 
 
 def opted_out(tags: Iterable[str]) -> bool:
@@ -88,10 +110,8 @@ def retry_after(value: str | None) -> float | None:
     """Seconds to wait according to a Retry-After header: a number, or a date; None where it says nothing."""
     if value is None:
         return None
-    try:
-        return max(0.0, float(int(value)))
-    except ValueError:
-        pass
+    if value.strip().isdecimal():
+        return float(value.strip()[:12])
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, OverflowError):

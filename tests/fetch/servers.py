@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Reply = Callable[[asyncio.StreamWriter], Awaitable[None]]
 Result = TypeVar("Result")
@@ -55,21 +56,22 @@ class HostileServer:
                     self._busy -= 1
                 if writer.is_closing():
                     break
-        except (OSError, asyncio.IncompleteReadError, IndexError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError, IndexError):
             pass
         finally:
             writer.close()
 
 
 @contextmanager
-def running(server: HostileServer) -> Iterator[HostileServer]:
-    """The server on a free port of 127.0.0.1, in a thread of its own, until the block ends."""
+def running(server: HostileServer, sock: socket.socket | None = None) -> Iterator[HostileServer]:
+    """The server on a free port of 127.0.0.1 or on `sock`, in a thread of its own, until the block ends."""
     loop = asyncio.new_event_loop()
     ready = threading.Event()
     stop = asyncio.Event()
 
     async def main() -> None:
-        listening = await asyncio.start_server(server._serve, "127.0.0.1", 0)
+        place: dict[str, Any] = {"host": "127.0.0.1", "port": 0} if sock is None else {"sock": sock}
+        listening = await asyncio.start_server(server._serve, **place)
         server.port = listening.sockets[0].getsockname()[1]
         ready.set()
         await stop.wait()
@@ -150,6 +152,19 @@ def drip(interval: float = 0.02, *, in_headers: bool = False) -> Reply:
     return reply
 
 
+def in_pieces(piece: bytes, *, count: int, interval: float) -> Reply:
+    """A body of `count` equal pieces, with a wait before each but the first."""
+
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        writer.write(head(200, {"Content-Length": str(count * len(piece))}))
+        for n in range(count):
+            await asyncio.sleep(interval if n else 0)
+            writer.write(piece)
+            await writer.drain()
+
+    return reply
+
+
 def flood(total: int, *, announce: bool, fill: bytes = b"\0") -> Reply:
     """A body of `total` bytes, with its length announced or chunk by chunk until the end."""
 
@@ -161,6 +176,21 @@ def flood(total: int, *, announce: bool, fill: bytes = b"\0") -> Reply:
             writer.write(block)
             await writer.drain()
         writer.close()
+
+    return reply
+
+
+def chunked_flood(total: int, *, end: bytes = b"0\r\n\r\n") -> Reply:
+    """A chunked body of `total` bytes, closed by `end`."""
+
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        writer.write(head(200, {"Transfer-Encoding": "chunked"}))
+        block = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
+        for _ in range(total >> 16):
+            writer.write(block)
+            await writer.drain()
+        writer.write(end)
+        await writer.drain()
 
     return reply
 

@@ -19,6 +19,7 @@ from time import time
 import pytest
 
 from curate.errors import ERROR_CODES
+from curate.fetch.addresses import CheckedResolver
 from curate.fetch.http import Fetched, Fetcher, FetchLimits
 from tests.fetch import servers
 from tests.fetch.servers import HostileServer, answer, in_turn, raw, redirect, running, status, timed
@@ -71,6 +72,8 @@ def test_body_and_what_is_known_of_the_answer(server: HostileServer) -> None:
     assert got.headers == {"content-length": "4", "etag": '"1"'}
     assert 0 < got.seconds < 1
     assert server.seen["user-agent"].startswith("curate")
+    get(server.url("/typed"), replace(FAST, user_agent="ours/1", contact="us@example.org"))
+    assert server.seen["user-agent"] == "ours/1 (contact: us@example.org)"
     assert "cookie" not in server.seen
 
 
@@ -173,14 +176,34 @@ def test_redirect_to_a_private_address_is_refused(server: HostileServer, target:
 
 def test_a_second_lookup_cannot_move_the_connection(server: HostileServer) -> None:
     """DNS that answers an allowed address first and a private one next is asked once for a connection."""
-    answers = iter([["127.0.0.1"], ["10.0.0.1"], ["10.0.0.1"]])
+    asked = []
 
     async def lookup(host: str) -> list[str]:
-        return next(answers)
+        asked.append(host)
+        return ["127.0.0.1" if len(asked) == 1 else "10.0.0.1"]
 
-    limits = replace(FAST, allow_private=False)
-    got = get(server.url("/ok", "rebind.example"), limits, lookup=lookup, permitted="127.0.0.1".__eq__)
-    assert got.address == "127.0.0.1"
+    server.routes["/close"] = answer(b"body", Connection="close")
+    url = server.url("/close", "rebind.example")
+
+    async def thrice() -> list[Fetched]:
+        async with Fetcher(FAST, lookup=lookup, permitted="127.0.0.1".__eq__) as fetcher:
+            first = [await fetcher.fetch(url), await fetcher.fetch(url)]
+            assert len(asked) == 1
+            # the answer is no longer believed
+            name, answer = next(iter(fetcher._resolver._answers.items()))
+            fetcher._resolver._answers[name] = answer._replace(until=0.0)
+            return [*first, await fetcher.fetch(url)]
+
+    *first, last = asyncio.run(thrice())
+    assert [got.address for got in first] == ["127.0.0.1", "127.0.0.1"]
+    assert (last.error_code, last.address) == ("private_address", None)
+    assert (server.hits["/close"], server.connections) == (2, 2)
+
+
+def test_an_address_in_an_old_form_is_asked_for_in_its_usual_one(server: HostileServer) -> None:
+    for host in ("2130706433", "0x7f.1", "127.1"):
+        got = get(server.url("/ok", host))
+        assert (got.body, got.final_url) == (b"body", server.url("/ok"))
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -234,6 +257,14 @@ def test_what_may_pass_is_asked_for_again(server: HostileServer, code: int) -> N
     assert server.hits["/never"] == 2
 
 
+def test_ten_thousand_redirects(server: HostileServer) -> None:
+    server.routes["/more"] = in_turn(*(redirect(f"/more?{n}") for n in range(10_000)))
+    assert get(server.url("/more")).error_code == "too_many_redirects"
+    assert sum(server.hits.values()) == FAST.max_redirects + 1
+    assert get(server.url("/more"), replace(FAST, max_redirects=0)).error_code == "too_many_redirects"
+    assert sum(server.hits.values()) == FAST.max_redirects + 2
+
+
 def test_retry_after_is_honoured(server: HostileServer) -> None:
     server.routes["/wait"] = in_turn(status(429, Retry_After="1"), b"body")
     got, seconds = timed(lambda: get(server.url("/wait"), replace(FAST, total_seconds=3)))
@@ -245,8 +276,9 @@ def test_retry_after_is_honoured(server: HostileServer) -> None:
         got, seconds = timed(lambda: get(server.url("/far")))
         assert (got.error_code, got.tries) == ("http_429", 1)
         assert seconds < 0.5
-    server.routes["/odd"] = in_turn(status(503, Retry_After="soon"), b"body")
-    assert get(server.url("/odd")).body == b"body"
+    for odd in ("soon", "-1", "1e9", "9" * 5000, "Mon, 99 Foo 2020", ""):
+        server.routes["/odd"] = in_turn(status(500, Retry_After=odd), b"body")
+        assert get(server.url("/odd")).error_code in (None, "http_500")
 
 
 def test_deadlines(server: HostileServer) -> None:
@@ -256,17 +288,42 @@ def test_deadlines(server: HostileServer) -> None:
     assert (got.error_code, got.tries) == ("timeout", 2)
     assert seconds < 1.2
     for path in ("/drip", "/slow-head"):
-        got, seconds = timed(lambda path=path: get(server.url(path)))
-        assert got.error_code == "timeout"
+        got, seconds = timed(lambda path=path: get(server.url(path), replace(FAST, min_rate=0)))
+        assert (got.error_code, got.error_message) == ("timeout", "not done within 0.8 seconds")
         assert 0.7 < seconds < 1.2
         assert server.hits[path] == 1
+
+
+def test_a_body_slower_than_the_least_rate_is_given_up(server: HostileServer) -> None:
+    server.routes |= {"/drip": servers.drip(), "/slow": servers.in_pieces(b"x" * 500, count=4, interval=0.15)}
+    got, seconds = timed(lambda: get(server.url("/drip")))
+    assert (got.error_code, got.error_message) == ("timeout", "slower than 1000 bytes/s")
+    assert 0.25 < seconds < 0.7
+    assert server.hits["/drip"] == 1
+    assert get(server.url("/slow")).body == b"x" * 2000
+
+
+def test_a_caller_that_cancels_is_not_told_of_a_timeout(server: HostileServer) -> None:
+    server.routes["/silent"] = servers.silent()
+
+    async def cancelled() -> None:
+        async with Fetcher(FAST) as fetcher:
+            task = asyncio.ensure_future(fetcher.fetch(server.url("/silent")))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not len(fetcher._hosts)
+
+    asyncio.run(cancelled())
 
 
 def test_bodies_over_the_cap(server: HostileServer) -> None:
     server.routes["/announced"] = servers.flood(200 << 20, announce=True)
     server.routes["/endless"] = servers.flood(200 << 20, announce=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for path in ("/announced", "/endless"):
+    server.routes["/chunked"] = servers.chunked_flood(200 << 20)
+    for path in ("/announced", "/endless", "/chunked"):
         got = get(server.url(path))
         assert (got.error_code, got.tries) == ("too_large", 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
@@ -304,6 +361,8 @@ def test_deflate_without_a_header_is_understood(server: HostileServer) -> None:
         (raw(b"", reset=True), "reset"),
         (raw(b"HTTP/1.1 200 x\r\nContent-Length: 100\r\n\r\nshort"), "reset"),
         (raw(b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n"), "reset"),
+        (raw(b"HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nshort\r\n"), "bad_response"),
+        (raw(b"HTTP/1.1 200 x\r\n" + b"Header: again\r\n" * 20_000 + b"\r\n"), "bad_response"),
         (raw(b"SSH-2.0-OpenSSH_9\r\n"), "bad_response"),
         (raw(b"HTTP/1.1 200 x\r\nContent-Length: many\r\n\r\n"), "bad_response"),
         (raw(b"HTTP/1.1 200 x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"), "bad_response"),
@@ -323,7 +382,9 @@ def test_hosts_that_cannot_be_reached(server: HostileServer) -> None:
         got = get(f"http://127.0.0.1:{closed.getsockname()[1]}/")
     assert (got.error_code, got.tries) == ("refused", 1)
     got = get("http://gone.example/", lookup=resolver())
-    assert (got.error_code, got.tries) == ("dns", 1)
+    assert (got.error_code, got.tries) == ("no_such_host", 1)
+    got = get("http://empty.example/", lookup=resolver(empty_example=""))
+    assert (got.error_code, got.tries) == ("no_such_host", 1)
     asked = []
 
     async def failing(host: str) -> list[str]:
@@ -342,31 +403,112 @@ def test_hosts_that_cannot_be_reached(server: HostileServer) -> None:
     assert seconds < 1
 
 
-def test_tls_trouble_has_its_code(server: HostileServer, tmp_path: Path) -> None:
+def test_a_dead_host_of_ten_thousand_rows_is_looked_up_once() -> None:
+    asked = []
+
+    async def lookup(host: str) -> list[str]:
+        asked.append(host)
+        await asyncio.sleep(0.01)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def every() -> set[str | None]:
+        async with Fetcher(FAST, lookup=lookup) as fetcher:
+            rows = iter(range(10_000))
+
+            async def lane() -> set[str | None]:
+                return {(await fetcher.fetch(f"http://gone.example/{n}.jpg")).error_code for n in rows}
+
+            return set().union(*await asyncio.gather(*(lane() for _ in range(64))))
+
+    codes, seconds = timed(lambda: asyncio.run(every()))
+    assert (codes, asked) == ({"no_such_host"}, ["gone.example"])
+    assert seconds < 5
+
+
+def test_lookups_are_few_at_once_and_shared() -> None:
+    running, most, asked = 0, 0, []
+
+    async def lookup(host: str) -> list[str]:
+        nonlocal running, most
+        asked.append(host)
+        running, most = running + 1, max(most, running + 1)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return ["127.0.0.1", "10.0.0.1"]
+
+    async def many() -> list[tuple[str, ...]]:
+        resolver = CheckedResolver("127.0.0.1".__eq__, lookup=lookup, threads=4)
+        names = [f"{n % 20}.example" for n in range(60)]
+        first = asyncio.ensure_future(resolver.addresses("0.example"))
+        await asyncio.sleep(0)
+        first.cancel()  # those who share its look-up still get the answer
+        found = await asyncio.gather(*map(resolver.addresses, names))
+        assert await resolver.addresses("7.example") == ("127.0.0.1",)
+        await resolver.close()
+        return found
+
+    assert set(asyncio.run(many())) == {("127.0.0.1",)}
+    assert (most, sorted(asked)) == (4, sorted(f"{n}.example" for n in range(20)))
+
+
+def test_the_systems_resolver_is_asked_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    async def both() -> tuple[str, ...]:
+        resolver = CheckedResolver(lambda _: True)
+        found = await resolver.addresses("localhost")
+        monkeypatch.setattr(socket, "getaddrinfo", nobody)
+        with pytest.raises(socket.gaierror, match="Temporary failure"):
+            await resolver.addresses("somewhere.example")
+        await resolver.close()
+        return found
+
+    assert "127.0.0.1" in asyncio.run(both())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a self-signed certificate `c` for right.example, and its key `k`."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a certificate with")
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=other.example -keyout k -out c"
-    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    folder = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=right.example -keyout k -out c"
+    names = ["-addext", "subjectAltName=DNS:right.example"]
+    subprocess.run([*command.split(), *names], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def test_tls_trouble_has_its_code(server: HostileServer, certificate: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "c", tmp_path / "k")
+    context.load_cert_chain(certificate / "c", certificate / "k")
+    lookup = resolver(right_example="127.0.0.1", wrong_example="127.0.0.1")
 
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 this is no TLS\r\n\r\n")
         writer.close()
 
-    async def both() -> list[Fetched]:
-        untrusted = await asyncio.start_server(server._serve, "127.0.0.1", 0, ssl=context)
+    async def every() -> tuple[Fetched, dict[str, Fetched]]:
+        wrapped = await asyncio.start_server(server._serve, "127.0.0.1", 0, ssl=context)
         unwrapped = await asyncio.start_server(plain, "127.0.0.1", 0)
-        ports = [listening.sockets[0].getsockname()[1] for listening in (untrusted, unwrapped)]
-        async with Fetcher(FAST) as fetcher:
-            found = [await fetcher.fetch(f"https://127.0.0.1:{port}/ok") for port in ports]
-        untrusted.close()
+        port, plain_port = (listening.sockets[0].getsockname()[1] for listening in (wrapped, unwrapped))
+        async with Fetcher(FAST, lookup=lookup) as fetcher:  # type: ignore[arg-type]
+            bad = {"untrusted": await fetcher.fetch(f"https://right.example:{port}/ok")}
+            bad["no tls"] = await fetcher.fetch(f"https://right.example:{plain_port}/ok")
+        trusting = ssl.create_default_context(cafile=certificate / "c")
+        async with Fetcher(FAST, lookup=lookup, tls=trusting) as fetcher:  # type: ignore[arg-type]
+            good = await fetcher.fetch(f"https://right.example:{port}/ok")
+            bad["another's"] = await fetcher.fetch(f"https://wrong.example:{port}/ok")
+        wrapped.close()
         unwrapped.close()
-        return found
+        return good, bad
 
-    for got in asyncio.run(both()):
-        assert (got.error_code, got.tries) == ("tls", 1), got
-    assert server.hits["/ok"] == 0
+    good, bad = asyncio.run(every())
+    assert good.body == b"body"
+    for why, got in bad.items():
+        assert (got.error_code, got.tries) == ("tls", 1), (why, got)
+    assert "mismatch" in (bad["another's"].error_message or "")
+    assert server.hits["/ok"] == 1
 
 
 @pytest.mark.parametrize(
@@ -396,7 +538,7 @@ def test_connections_are_kept_and_hosts_are_spared(server: HostileServer) -> Non
     async def many(limits: FetchLimits, count: int) -> list[Fetched]:
         async with Fetcher(limits) as fetcher:
             found = await asyncio.gather(*(fetcher.fetch(server.url("/slow")) for _ in range(count)))
-            assert not fetcher._hosts
+            assert not len(fetcher._hosts)
             return found
 
     found = asyncio.run(many(replace(FAST, per_host=3), 12))
