@@ -7,35 +7,22 @@ its options that it has not: what would break a promise is refused, the rest is 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import logging
 import math
-import os
 import re
-import select
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from curate import shards
-from curate.disk import disk, same_file
 from curate.errors import ERROR_CODES, InputError, PartError, SampleError
 from curate.fetch.http import Fetched
 from curate.fetch.images import Converted
-from curate.fetch.img2dataset_child import FAILED, Job
+from curate.fetch.img2dataset_run import Seen, run, workplace
 from curate.fetch.messages import code_of, http_status
 from curate.fetch.settings import AGENT_TOKEN, FetchLimits, ImageSettings
 from curate.fetch.sniff import sniff
@@ -44,16 +31,13 @@ from curate.fetch.urls import parse_url
 if TYPE_CHECKING:
     from curate.fetch.crawl import News, Outcome, Target
 
-log = logging.getLogger("curate.img2dataset")
-
 WHERE = "--fetcher img2dataset"
 STALLED_SECONDS = 600.0
-"""Without a row that comes to an end, the part has failed; a row takes 10 seconds where nothing answers."""
+"""A row takes 10 seconds by default where nothing answers."""
 
 _VERSION = "1.47."
 _SHARD = "00000"
 _FORMATS = {"jpg": "jpeg", "png": "png", "webp": "webp"}
-_LINES = 30
 _MESSAGE = 200
 _PRIVATE = re.compile(r"GPS|MakerNote|Thumbnail")
 
@@ -100,13 +84,15 @@ def fetch(
     folder: Path,
     threads: int = 64,
     done: News,
-    stalled_seconds: float = STALLED_SECONDS,
+    stalled_seconds: float | None = None,
 ) -> dict[int, Outcome]:
     """The outcome of every target, by its number, in their order; images are appended to `spool`.
 
     `folder` is on the disk to work on: a folder of ours in it holds img2dataset's files meanwhile. `done` is told
-    of rows while they come, and of what became of them otherwise at the end. Raises InputError as `check` does,
-    and for files of this machine; PartError where img2dataset fails, dies or stalls; OSError for a full disk.
+    of rows while they come, and of what became of them otherwise at the end. `stalled_seconds` without a row that
+    comes to an end are too many (None: ten minutes, more where the limits are patient). Raises InputError as
+    `check` does, and for files of this machine; PartError where img2dataset fails, dies or stalls; OSError for a
+    full disk.
     """
     check(images, limits, blurs=any(target.boxes for target in targets.values()))
     if any(target.file for target in targets.values()):
@@ -115,11 +101,12 @@ def fetch(
     done(len(refused), len(refused), {})
     part = _Part(targets, asked, spool, images)
     if asked:
-        seen = _Seen(done)
-        with _workplace(folder) as place:
+        seen = Seen(done)
+        with workplace(folder) as place:
             _write_list(place / "list.parquet", list(asked))
             options = _options(place, len(asked), images, limits, threads)
-            _run(place, options, limits, seen, stalled_seconds)
+            patience = stalled_seconds or max(STALLED_SECONDS, 2 * options["timeout"] * (1 + limits.retries))
+            run(place, options, limits, seen, patience)
             part.take_in(place / "out")
         lost = sum(o.error_code is not None for o in part.outcomes.values())
         done(len(part.outcomes) - seen.rows, lost - seen.failed, {})
@@ -141,26 +128,7 @@ def _sorted_out(targets: Mapping[int, Target]) -> tuple[dict[str, list[int]], di
     return asked, refused
 
 
-# --- the child --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _workplace(folder: Path) -> Iterator[Path]:
-    """A folder in `folder`, gone at the end; locked, so that the runner's sweep takes it after a crash only."""
-    with disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            place = Path(tempfile.mkdtemp(prefix="img2dataset-", suffix=".tmp", dir=folder))
-            fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if same_file(fd, place):
-                break
-            os.close(fd)
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-        os.close(fd)
+# --- what it is asked -------------------------------------------------------------------------------------
 
 
 def _write_list(path: Path, urls: list[str]) -> None:
@@ -201,109 +169,6 @@ def _options(place: Path, rows: int, images: ImageSettings, limits: FetchLimits,
         "compute_hash": "sha256",
         "extract_exif": images.keep_exif,
     }
-
-
-@dataclass
-class _Seen:
-    """Rows that img2dataset said were done."""
-
-    done: News
-    rows: int = 0
-    failed: int = 0
-
-    def add(self, marks: bytes) -> None:
-        rows, failed = len(marks), marks.count(FAILED)
-        self.rows += rows
-        self.failed += failed
-        self.done(rows, failed, {})
-
-
-def _run(place: Path, options: dict[str, Any], limits: FetchLimits, seen: _Seen, stalled_seconds: float) -> None:
-    """Run the child to its end. Raises PartError where it fails or stalls, OSError where its disk was full."""
-    marks, there = os.pipe()
-    job = Job(options, there, str(place), limits.allow_private, limits.max_redirects)
-    try:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "curate.fetch.img2dataset_child", job.as_argument()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            cwd=place,
-            env={**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"},
-            pass_fds=(there,),
-            start_new_session=True,  # a terminal's Ctrl-C is for us to understand
-        )
-    except BaseException:
-        os.close(marks)
-        raise
-    finally:
-        os.close(there)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    said = _Said(child.stdout)
-    try:
-        _watch(marks, seen, stalled_seconds)
-        code = child.wait(stalled_seconds)
-    except (TimeoutError, subprocess.TimeoutExpired):
-        raise PartError(
-            "img2dataset",
-            f"no row came to an end in {stalled_seconds:g} seconds ({seen.rows:,} had before)",
-            hint="leave --fetcher out: ours has a deadline for every URL",
-        ) from None
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        child.stdin.close()
-        os.close(marks)
-        said.close()
-    if said.full:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
-    if code:
-        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        raise PartError("img2dataset", f"ended with {cause}{said.last}", hint="leave --fetcher out")
-
-
-def _watch(marks: int, seen: _Seen, stalled_seconds: float) -> None:
-    """Count what the child tells until it ends. Raises TimeoutError where it tells nothing for so long."""
-    poll = select.poll()
-    poll.register(marks, select.POLLIN)
-    while poll.poll(stalled_seconds * 1000):
-        told = os.read(marks, 1 << 16)
-        if not told:
-            return
-        seen.add(told)
-    raise TimeoutError
-
-
-class _Said:
-    """What the child prints: to the log at debug level, the last of it kept."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
-        self.lines: deque[str] = deque(maxlen=_LINES)
-        self.full = False
-        self.thread = threading.Thread(target=self._read, daemon=True)
-        self.thread.start()
-
-    def _read(self) -> None:
-        for line in self.stream:
-            if text := line.rstrip():
-                log.debug("img2dataset: %s", text)
-                self.lines.append(text)
-                self.full = self.full or os.strerror(errno.ENOSPC) in text
-
-    def close(self) -> None:
-        """Wait for the last line; nobody holds the other end any more."""
-        self.thread.join()
-        self.stream.close()
-
-    @property
-    def last(self) -> str:
-        """The last line, behind a colon, where there is one."""
-        return f": {self.lines[-1][:200]}" if self.lines else ""
 
 
 # --- what it left -----------------------------------------------------------------------------------------

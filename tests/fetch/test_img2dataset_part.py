@@ -245,7 +245,7 @@ def test_a_killed_parent_takes_its_child_along(server: HostileServer, tmp_path: 
     ("said", "error", "told"),
     [
         ("OSError: [Errno 28] No space left on device", OSError, "No space left on device"),
-        ("ModuleNotFoundError: No module named 'wandb'", PartError, "exit code 1: ModuleNotFoundError: No module"),
+        ("ModuleNotFoundError: No module named 'wandb'", PartError, "exit code 1 (ModuleNotFoundError: No module"),
     ],
 )
 def test_how_a_child_failed_is_said(
