@@ -33,6 +33,8 @@ from curate.fetch.urls import host_of
 
 HEARTBEAT = 0.25
 """Seconds between two looks at what holds the crawl up."""
+SILENCE = 60.0
+"""Seconds without an answer from anybody after which no sign of life is given any more."""
 NO_REPLY = frozenset({"timeout", "dns"})
 """Codes that too many fetches at once can cause."""
 
@@ -233,7 +235,7 @@ class _Station:
         self.fetching = 0
         self.answers = self.troubled = 0
         self.saturated = self.held_up = False
-        self.looked = time.monotonic()
+        self.looked = self.alive = time.monotonic()
         self.wake: asyncio.TimerHandle | None = None
         self.decoder: decoders.Processes | decoders.Threads
         if self.effort.processes:
@@ -270,6 +272,7 @@ class _Station:
 
     def add(self, part: _Part) -> None:
         self.parts.append(part)
+        self.alive = time.monotonic()
         self.fill()
 
     def forget(self, part: _Part) -> None:
@@ -321,6 +324,7 @@ class _Station:
             finally:
                 self.fetching -= 1
                 self.answers += 1
+                self.alive = time.monotonic()
                 self.fill()
             self.troubled += fetched.error_code in NO_REPLY
             part.settle(await self.outcomes(part, numbers, fetched), host)
@@ -371,10 +375,12 @@ class _Station:
         """Look now and then at what holds the crawl up, tell it, and tune."""
         while True:
             await asyncio.sleep(HEARTBEAT)
-            if self.parts:
+            now = time.monotonic()
+            if self.parts and now - self.alive < SILENCE:
                 limit = "decode" if self.decoder.backlog >= max(2, self.decoder.count) else "network"
                 self.parts[0].news(0, 0, {f"seconds:{limit}": HEARTBEAT})
-            now = time.monotonic()
+                for part in self.parts[1:]:
+                    part.news(0, 0, {})  # it waits, and that is no reason to worry
             if now - self.looked >= INTERVAL:
                 share = self.troubled / max(1, self.answers)
                 rate = self.answers / (now - self.looked)

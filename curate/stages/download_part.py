@@ -306,9 +306,8 @@ class throttled:  # noqa: N801 - used as a statement
             self.pass_on()
 
     def pass_on(self) -> None:
-        """Tell what was counted since the last time."""
-        if self.done or self.news:
-            self.tick(self.done, self.failed, dict(self.news))
+        """Tell what was counted since the last time; nothing is a sign of life."""
+        self.tick(self.done, self.failed, dict(self.news))
         self.spoke, self.done, self.failed = time.monotonic(), 0, 0
         self.news.clear()
 
