@@ -13,7 +13,8 @@ from curate.disk import lock
 from curate.errors import InputError, StopError, UnknownName
 from curate.fetch import hub_folder
 from curate.fetch.hub_client import Hub
-from curate.fetch.hub_folder import Coming, Errand, Fetched, Record, read_record
+from curate.fetch.hub_folder import Errand
+from curate.fetch.hub_record import Coming, Fetched, Record, arriving, read_record
 
 __all__ = [
     "POOLS",
@@ -90,7 +91,7 @@ def fetch_metadata(pool: HubPool, folder: Path, *, npz: bool = False, rows: int 
             hint="without --scale it is taken as it stands",
         )
     if record and not npz and not record.missing(folder) and _holds(record, folder, rows):
-        if hub_folder.arriving(folder).is_dir():  # a fetch was killed when all was done
+        if arriving(folder).is_dir():  # a fetch was killed when all was done
             with _locked(folder):
                 hub_folder.tidy(folder)
         return Fetched(record.revision, (), 0, len(record.files), record.whole)
@@ -108,7 +109,7 @@ def fetch_metadata(pool: HubPool, folder: Path, *, npz: bool = False, rows: int 
             errand.bring(wanted)
             if rows is None or count == len(names):
                 break
-            lack = rows - _rows(errand.place / name for name in names[:count])
+            lack = rows - _rows(errand.path(name) for name in names[:count])
             if lack <= 0:
                 break
             count += _first(lack, len(names) - count)

@@ -112,7 +112,7 @@ class Hub:
     @property
     def host(self) -> str:
         """The hub's name, for messages."""
-        return urlsplit(self.endpoint).netloc.rpartition("@")[2]
+        return urlsplit(self.endpoint).netloc.rpartition("@")[2] or self.endpoint
 
     @property
     def page(self) -> str:
@@ -125,7 +125,10 @@ class Hub:
 
     def newest(self) -> str:
         """The commit that the repository is at now."""
-        return str(self._json(f"{self.endpoint}/api/datasets/{self.repository}")[0]["sha"])
+        told = self._json(f"{self.endpoint}/api/datasets/{self.repository}")[0]
+        if not (isinstance(told, dict) and isinstance(told.get("sha"), str)):
+            raise self._strange()
+        return str(told["sha"])
 
     def files(self, revision: str) -> list[HubFile]:
         """All files at a revision, in the hub's order."""
@@ -133,11 +136,10 @@ class Hub:
         found: list[HubFile] = []
         while url is not None:
             page, url = self._json(url)
-            for entry in page:
-                if entry["type"] == "file":
-                    lfs = entry.get("lfs")
-                    digest = f"sha256:{lfs['oid']}" if lfs else f"git:{entry['oid']}"
-                    found.append(HubFile(entry["path"], (lfs or entry)["size"], digest))
+            try:
+                found += [_listed(entry) for entry in page if entry["type"] == "file"]
+            except (KeyError, TypeError):
+                raise self._strange() from None
         return found
 
     def fetch(self, revision: str, file: HubFile, target: Path, part: Path, came: Callable[[int], None]) -> None:
@@ -204,7 +206,7 @@ class Hub:
                 try:
                     return response.json(), response.links.get("next", {}).get("url")
                 except ValueError:
-                    raise _Passing("the answer is no JSON") from None
+                    raise self._strange() from None
 
         return self._patiently(self.repository, ask)
 
@@ -236,8 +238,10 @@ class Hub:
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
         if 200 <= status < 300 or (status == 416 and "Range" in response.request.headers):
             return
-        if status in (408, 425, 429) or status >= 500:
-            raise _Passing(f"it answers {status}", after=_asked_wait(response.headers))
+        from_hub = urlsplit(str(response.url)).netloc == urlsplit(self.endpoint).netloc
+        if status in (408, 425, 429) or status >= 500 or not from_hub:
+            # elsewhere the signature of an address has run out, say; the hub signs another
+            raise _Passing(f"it answers {status}", after=_asked_wait(response.headers, status))
         if code == "GatedRepo" or status == 403:
             raise StopError(
                 self.host,
@@ -254,6 +258,11 @@ class Hub:
             path = urlsplit(str(response.request.url)).path
             raise NotThere(self.host, f"has no {path} (404 {code})".replace(" )", ")"), code, hint=_ELSEWHERE)
         raise StopError(self.host, f"refuses {self.repository} (it answers {status})", hint=_ELSEWHERE)
+
+    def _strange(self) -> StopError:
+        return StopError(
+            self.host, "does not answer as a model hub does", hint=f"is $HF_ENDPOINT right? Else, {_ELSEWHERE}"
+        )
 
     def _who(self) -> str:
         return "the account of your token" if self._asks and "Authorization" in self._asks else "a visitor"
@@ -281,6 +290,12 @@ class Hub:
                     raise _Stopped from None
 
 
+def _listed(entry: Mapping[str, Any]) -> HubFile:
+    lfs = entry.get("lfs")
+    digest = f"sha256:{lfs['oid']}" if lfs else f"git:{entry['oid']}"
+    return HubFile(entry["path"], (lfs or entry)["size"], digest)
+
+
 def _identity() -> dict[str, str]:
     """Who asks: our name, and the user's token where there is one; nothing about this machine."""
     from huggingface_hub import constants, get_token
@@ -290,7 +305,7 @@ def _identity() -> dict[str, str]:
     return agent | ({"Authorization": f"Bearer {token}"} if token else {})
 
 
-def _asked_wait(headers: Mapping[str, str]) -> float | None:
+def _asked_wait(headers: Mapping[str, str], status: int) -> float | None:
     """Seconds that a server asks to wait: Retry-After as seconds or date, else the hub's own RateLimit."""
     value = headers.get("Retry-After", "").strip()
     if value.isdigit():
@@ -302,7 +317,7 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
             return None
         now = datetime.now(timezone.utc)
         return (at.replace(tzinfo=at.tzinfo or timezone.utc) - now).total_seconds()
-    resets = _RESETS_IN.search(headers.get("RateLimit", ""))
+    resets = _RESETS_IN.search(headers.get("RateLimit", "")) if status == 429 else None
     return float(resets[1]) if resets else None
 
 

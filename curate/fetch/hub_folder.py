@@ -3,115 +3,50 @@
 It arrives beside its place, in `<folder>.incomplete`, and takes its name when it is whole, so that half a
 metadata folder is never taken for a whole one. There stand the listing of the one revision that all files are of,
 `NAME.part` for each file that is on its way, and `files/`, which holds what is whole and right. Later additions
-arrive in the same place and move one by one. `.hub.json` in the finished folder says what it was fetched from;
-it is hidden, since a visible JSON file is a list to those who read a folder of lists.
+arrive in the same place, and move when all are there.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from curate.disk import disk, make_folder
-from curate.errors import InputError, PartError, StopError
+from curate.errors import InputError, StopError
 from curate.fetch.hub_client import Hub, HubFile, NotThere, fsync_folder
+from curate.fetch.hub_record import RECORD, Coming, Fetched, Record, arriving, has, read, write
 from curate.progress import INTERVAL, plural, size, span
-from curate.receipts import FORMAT, read_json, write_json
 
 log = logging.getLogger("curate.fetch")
 
-RECORD = ".hub.json"
-"""Our file in a folder that was fetched: repository, revision, and the files with their sizes and hashes."""
-INCOMPLETE = ".incomplete"
-"""What the name of a folder ends with while it arrives."""
 AT_ONCE = 4
 """Files on their way at one time."""
 
-_LISTING = "listing.json"
+_LISTING, _FILES = "listing.json", "files"
 _KINDS = (".parquet", ".npz")
 _NO_FILE = "EntryNotFound"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a folder was fetched from, as its `.hub.json` says."""
-
-    repository: str
-    revision: str
-    whole: bool
-    """Whether all metadata files of the repository are here, and not the first few alone."""
-    files: Mapping[str, HubFile]
-    """By their names in the folder."""
-
-    def missing(self, folder: Path) -> list[str]:
-        """The files that are not in the folder, or have another size there."""
-        return [name for name, file in self.files.items() if not _has(folder, file)]
-
-
-@dataclass(frozen=True)
-class Coming:
-    """What a fetch has yet to bring: files, and bytes, which are the hub's own sizes less what is here."""
-
-    files: int
-    bytes: int
-    revision: str
-
-    def check_space(self, folder: Path) -> None:
-        """Raises InputError where the disk of `folder`, which need not be there yet, has too little space."""
-        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        free = shutil.disk_usage(there).free
-        if self.bytes > free:
-            raise InputError(
-                str(folder),
-                f"{plural(self.files, 'file')} to come need {size(self.bytes)}, and {size(free)} are free there "
-                f"({self.bytes:,} and {free:,} bytes)",
-                hint="another --pool with more space, or part of it: --limit ROWS",
-            )
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What a fetch has brought. `lacking` are the npz that the hub does not have."""
-
-    revision: str
-    files: tuple[str, ...]
-    bytes: int
-    here: int
-    """Files of the folder that were here before."""
-    whole: bool
-    lacking: tuple[str, ...] = ()
-
-
-def read_record(folder: Path) -> Record | None:
-    """What `folder` was fetched from, or None where `curate` did not fetch it. Raises InputError if unreadable."""
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    raw = _read(path)
-    files = {name: _file(entry) for name, entry in raw["files"].items()}
-    return Record(raw["repository"], raw["revision"], raw["whole"], files)
 
 
 def begun(folder: Path) -> str | None:
     """The repository that a fetch into `folder` has begun and not finished with, if there is one."""
     path = arriving(folder) / _LISTING
-    return None if folder.exists() or not path.is_file() else str(_read(path)["repository"])
+    return None if folder.exists() or not path.is_file() else read(path).repository
 
 
 def tidy(folder: Path) -> None:
     """Remove what is left where `folder` arrived, if no file is on its way there."""
     place = arriving(folder)
     if folder.is_dir() and not any(place.glob("*.part")):
-        (place / _LISTING).unlink(missing_ok=True)
         with suppress(OSError):  # what is not ours stays
+            if (place / _FILES).is_dir():
+                (place / _FILES).rmdir()
+            (place / _LISTING).unlink(missing_ok=True)
             place.rmdir()
 
 
@@ -121,10 +56,8 @@ class Errand:
     def __init__(self, hub: Hub, folder: Path, record: Record | None) -> None:
         self.hub, self.folder = hub, folder
         self.arriving = arriving(folder)
-        self.place = folder if folder.is_dir() else self.arriving / "files"
-        """Where files that are whole go."""
         self.record = record or Record(hub.repository, "", False, {})
-        self._listed: dict[str, HubFile] = {}
+        self._listed: Mapping[str, HubFile] = {}
         self._brought: dict[str, HubFile] = {}
         self._lacking: list[str] = []
         self._before = 0
@@ -133,33 +66,29 @@ class Errand:
         """Learn what the repository holds at this folder's revision, or at the newest where it has none yet."""
         pinned = _pinned(self.arriving, self.hub.repository, self.record.revision)
         if pinned:
-            revision, files = pinned
+            self._listed = pinned.files
+            self.record = replace(self.record, revision=pinned.revision)
         else:
             revision = self.record.revision or self.hub.newest()
             try:
-                files = [f for f in self.hub.files(revision) if f.path.endswith(_KINDS)]
+                self._listed = self._flat(f for f in self.hub.files(revision) if f.path.endswith(_KINDS))
             except NotThere as error:
                 if self.record.revision:
                     raise self._gone(error) from error
                 raise
-        self.record = replace(self.record, revision=revision)
-        for file in files:
-            if other := self._listed.get(file.name):
-                raise StopError(
-                    self.hub.page,
-                    f"has two files that would lie in one folder as {file.name} ({other.path}, {file.path})",
-                )
-            self._listed[file.name] = file
-        self._before = sum(_has(self.place, file) for file in files)
+            self.record = replace(self.record, revision=revision)
+        self._before = sum(map(self._here, self._listed.values()))
 
     def begin(self) -> None:
         """Pin the revision, so that this errand and those that go on with it mix no two of them."""
-        make_folder(self.place)
-        make_folder(self.arriving)
+        make_folder(self.arriving / _FILES)
         if _pinned(self.arriving, self.hub.repository, self.record.revision) is None:
-            described = {"format": FORMAT, "repository": self.hub.repository, "revision": self.record.revision}
-            files = [_entry(file) for file in self._listed.values()]
-            write_json(self.arriving / _LISTING, {**described, "files": files})
+            write(self.arriving / _LISTING, replace(self.record, whole=True, files=self._listed))
+
+    def path(self, name: str) -> Path:
+        """Where a file is, that has come."""
+        new = self.arriving / _FILES / name
+        return new if new.is_file() else self.folder / name
 
     def metadata_names(self) -> list[str]:
         """The names of all metadata files, in the order in which a pool reads them. Raises StopError for none."""
@@ -170,15 +99,15 @@ class Errand:
 
     def coming(self, names: Sequence[str]) -> Coming:
         """What is still to be fetched of these, as far as the hub has them."""
-        left = [f for name in names if (f := self._listed.get(name)) and not _has(self.place, f)]
+        left = [f for name in names if (f := self._listed.get(name)) and not self._here(f)]
         return Coming(len(left), sum(f.bytes - self._arrived(f) for f in left), self.record.revision)
 
     def bring(self, names: Sequence[str], kind: str = "metadata") -> None:
         """Fetch these, which the hub lists, where they are not here yet. Raises what `Hub.fetch` does."""
         wanted = [self._listed[name] for name in names]
-        left = [file for file in wanted if not _has(self.place, file)]
+        left = [file for file in wanted if not self._here(file)]
         for file in left:
-            if self.folder == self.place and file.name in self.record.files:
+            if file.name in self.record.files:
                 log.warning(
                     "%s: not the %s bytes of the hub's; fetching it", self.folder / file.name, f"{file.bytes:,}"
                 )
@@ -188,8 +117,8 @@ class Errand:
             try:
                 for future in as_completed(futures):
                     try:
-                        future.result()
-                        self._brought[futures[future].name] = futures[future]
+                        if future.result():
+                            self._brought[futures[future].name] = futures[future]
                     except NotThere as error:
                         if kind == "metadata" or error.code != _NO_FILE:
                             raise self._gone(error) from error
@@ -198,7 +127,7 @@ class Errand:
                 self.hub.stop()
                 threads.shutdown(cancel_futures=True)
                 raise
-        here = {file.name: file for file in wanted if _has(self.place, file)}
+        here = {file.name: file for file in wanted if file.name not in self._lacking}
         self.record = replace(self.record, files={**self.record.files, **here})
 
     def bring_vectors(self, names: Sequence[str]) -> None:
@@ -229,12 +158,17 @@ class Errand:
 
     def finish(self, *, whole: bool) -> Fetched:
         """Write down what is here, and give the folder its name."""
-        files = {name: _entry(file) for name, file in sorted(self.record.files.items())}
-        described = {"format": FORMAT, "repository": self.record.repository, "revision": self.record.revision}
-        write_json(self.place / RECORD, {**described, "whole": whole, "files": files})
-        if self.place != self.folder:
-            with disk(self.folder):
-                self.place.rename(self.folder)
+        self.record = replace(self.record, whole=whole)
+        files = self.arriving / _FILES
+        with disk(self.folder):
+            if self.folder.is_dir():
+                write(self.folder / RECORD, self.record)  # a kill from here on leaves some missing, and is seen
+                for path in sorted(files.iterdir()):
+                    path.rename(self.folder / path.name)
+                fsync_folder(self.folder)
+            else:
+                write(files / RECORD, self.record)
+                files.rename(self.folder)
                 fsync_folder(self.folder.parent)
         for path in self.arriving.glob("*.part"):
             path.unlink()
@@ -243,10 +177,31 @@ class Errand:
         names = tuple(sorted(self._brought))
         return Fetched(self.record.revision, names, total, self._before, whole, tuple(self._lacking))
 
-    def _fetch(self, file: HubFile, said: _Said) -> None:
-        part = self.arriving / f"{file.name}.part"
-        self.hub.fetch(self.record.revision, file, self.place / file.name, part, said.came)
+    def _flat(self, files: Iterable[HubFile]) -> dict[str, HubFile]:
+        """The files by the names that they will have in one folder."""
+        found: dict[str, HubFile] = {}
+        for file in files:
+            if other := found.get(file.name):
+                raise StopError(
+                    self.hub.page,
+                    f"has two files that would lie in one folder as {file.name} ({other.path}, {file.path})",
+                )
+            found[file.name] = file
+        return found
+
+    def _fetch(self, file: HubFile, said: _Said) -> bool:
+        """Have a file here. False where it was in the folder already, by other means, and is right."""
+        if has(self.folder, file) and file.damage(self.folder / file.name) is None:
+            said.came(file.bytes - self._arrived(file))
+        else:
+            part, whole = self.arriving / f"{file.name}.part", self.arriving / _FILES / file.name
+            self.hub.fetch(self.record.revision, file, whole, part, said.came)
         said.whole(file)
+        return has(self.arriving / _FILES, file)
+
+    def _here(self, file: HubFile) -> bool:
+        """Whether a file is here that is known to be right, since it was checked when it came."""
+        return has(self.arriving / _FILES, file) or (file.name in self.record.files and has(self.folder, file))
 
     def _arrived(self, file: HubFile) -> int:
         part = self.arriving / f"{file.name}.part"
@@ -258,7 +213,7 @@ class Errand:
 
     def _gone(self, error: NotThere) -> StopError:
         """The hub has forgotten the revision, or a file of it, that we hold to."""
-        if self.place == self.folder:
+        if self.folder.is_dir():
             hint = f"{self.folder} stays as it is; the newest can be fetched into another --pool"
         else:
             hint = f"remove {self.arriving} to begin again, with the newest"
@@ -271,7 +226,7 @@ class _Said:
 
     def __init__(self, kind: str, files: int, total: int, here: int) -> None:
         self._kind, self._files, self._total = kind, files, total
-        self._here = self._done = 0
+        self._done = 0
         self._first = self._bytes = here
         self._lock = threading.Lock()
         self._began = self._spoke = time.monotonic()
@@ -296,46 +251,16 @@ class _Said:
         log.info("%s%s: %s of %s, %s/s%s", self._kind, what, size(self._bytes), size(self._total), size(rate), left)
 
 
-def _has(folder: Path, file: HubFile) -> bool:
-    """Whether a file is here; its hash was looked at before it got its name."""
-    path = folder / file.name
-    return path.is_file() and path.stat().st_size == file.bytes
-
-
-def arriving(folder: Path) -> Path:
-    """Where a folder is while it arrives."""
-    return folder.with_name(f"{folder.name}{INCOMPLETE}")
-
-
-def _pinned(place: Path, repository: str, revision: str) -> tuple[str, list[HubFile]] | None:
-    """The revision, which is `revision` unless that is empty, and the files that an earlier errand pinned here."""
+def _pinned(place: Path, repository: str, revision: str) -> Record | None:
+    """The listing that an earlier errand left here, if it is of `revision`; of any where that is empty."""
     path = place / _LISTING
     if not path.is_file():
         return None
-    raw = _read(path)
-    if raw["repository"] != repository:
+    listing = read(path)
+    if listing.repository != repository:
         raise InputError(
             str(place),
-            f"holds a part of {raw['repository']} (asked for: {repository})",
+            f"holds a part of {listing.repository} (asked for: {repository})",
             hint=f"go on with what was begun, or remove {place}",
         )
-    if revision not in ("", raw["revision"]):
-        return None
-    return raw["revision"], [_file(entry) for entry in raw["files"]]
-
-
-def _entry(file: HubFile) -> dict[str, Any]:
-    kind, _, value = file.digest.partition(":")
-    return {"path": file.path, "bytes": file.bytes, {"sha256": "sha256", "git": "git_blob"}[kind]: value}
-
-
-def _file(entry: Mapping[str, Any]) -> HubFile:
-    digest = f"sha256:{entry['sha256']}" if "sha256" in entry else f"git:{entry['git_blob']}"
-    return HubFile(entry["path"], entry["bytes"], digest)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except PartError as error:
-        raise InputError(error.where, error.what, hint=f"remove {path}") from error
+    return listing if revision in ("", listing.revision) else None

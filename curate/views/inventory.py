@@ -10,7 +10,7 @@ from glob import escape
 from pathlib import Path
 
 from curate.errors import CurateError
-from curate.fetch.hub_folder import INCOMPLETE, RECORD
+from curate.fetch.hub_record import INCOMPLETE, RECORD
 from curate.pool import Pool
 from curate.receipts import RECEIPTS, Receipt, read_json, read_receipt, receipt_path
 

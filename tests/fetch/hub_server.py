@@ -47,6 +47,10 @@ class SmallHub(ThreadingHTTPServer):
         """Files whose next body comes by the byte, and never ends."""
         self.wrong: dict[str, list[bytes]] = {}
         """Bodies that come in the place of a file's, one after the other."""
+        self.expired: set[str] = set()
+        """Files whose next address is no longer good when it is asked."""
+        self.portal: bytes | None = None
+        """What everything is answered with by what is no hub."""
         self.gone: set[str] = set()
         """Names of files that are listed, and not there."""
         self.token: str | None = None
@@ -99,6 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
         name = "api" if path.startswith("/api/") else path.rpartition("/")[2]
         if waiting := hub.answers.get(name):
             return self._say(*waiting.pop(0))
+        if hub.portal is not None:
+            return self._say(200, {}, hub.portal)
+        if path.startswith("/cdn/") and name in hub.expired:
+            hub.expired.discard(name)
+            return self._say(403, {})
         if path.startswith("/cdn/"):
             return self._body(path.removeprefix("/cdn/").partition("/")[0], name)
         words = path.removeprefix("/api").removeprefix("/datasets/").split("/")

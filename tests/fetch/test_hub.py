@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate.errors import InputError, StopError, UnknownName
-from curate.fetch import hub, hub_client, hub_folder, lists
+from curate.fetch import hub, hub_client, hub_folder, hub_record, lists
 from curate.pool import open_pool
 from curate.views import inventory
 from tests.fetch.hub_server import SmallHub, serving
@@ -71,7 +71,7 @@ def parquet(published: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def here(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != hub_folder.RECORD}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != hub_record.RECORD}
 
 
 def until(true: Callable[[], bool], seconds: float = 20) -> None:
@@ -110,7 +110,8 @@ def test_the_small_hub_is_one_to_its_own_client(small: SmallHub, tmp_path: Path)
     small.page = 3
     api = huggingface_hub.HfApi(endpoint=small.url)
     assert api.dataset_info(SMALL.repository).sha == commit
-    listed = {f.path: f for f in api.list_repo_tree(SMALL.repository, repo_type="dataset", recursive=True)}
+    tree = api.list_repo_tree(SMALL.repository, repo_type="dataset", recursive=True)
+    listed = {f.path: f for f in tree if isinstance(f, huggingface_hub.hf_api.RepoFile)}
     assert {p: f.size for p, f in listed.items()} == {p: len(d) for p, d in published.items()}
     theirs = [(f.path, f.size, f"sha256:{f.lfs.sha256}" if f.lfs else f"git:{f.blob_id}") for f in listed.values()]
     ours = hub_client.Hub(SMALL.repository, small.url).files(commit)
@@ -148,9 +149,9 @@ def test_metadata_is_what_the_hub_has(small: SmallHub, folder: Path, scale: str)
     assert record is not None
     assert (record.repository, record.revision, record.whole) == (pool.repository, commit, True)
     assert record.missing(folder) == []
-    raw = json.loads((folder / hub_folder.RECORD).read_text())["files"][f"{NAMES[0]}.parquet"]
-    assert raw["bytes"] == len(wanted[f"{NAMES[0]}.parquet"])
-    assert len(raw["sha256"]) == 64
+    name = f"{NAMES[0]}.parquet"
+    raw = json.loads((folder / hub_record.RECORD).read_text())["files"][0]
+    assert raw == {"path": name, "bytes": len(wanted[name]), "sha256": sha(wanted[name])}
 
 
 def test_xlarge_lies_flat(small: SmallHub, folder: Path) -> None:
@@ -178,7 +179,7 @@ def test_the_folder_is_a_pool_and_a_list(small: SmallHub, folder: Path, caplog: 
     assert (pool.kind, pool.n) == ("metadata", 12)
     found = inventory.take(pool)
     assert (found.foreign, found.unfinished, found.damage()) == ([], [], [])
-    assert found.loose == [folder / hub_folder.RECORD]
+    assert found.loose == [folder / hub_record.RECORD]
     caplog.clear()
     assert lists.open_list(folder, usual={"url": ("url",), "caption": ("text",)}).rows == 12
     assert caplog.messages == []
@@ -427,6 +428,22 @@ def test_a_hub_that_stays_busy_is_given_up(small: SmallHub, folder: Path, monkey
     assert 99 - len(small.answers["api"]) == hub_client.TRIES
 
 
+def test_an_address_that_has_run_out_is_signed_again(small: SmallHub, folder: Path) -> None:
+    published = files()
+    small.commit(SMALL.repository, published)
+    small.expired = {f"{NAMES[1]}.parquet"}
+    hub.fetch_metadata(SMALL, folder)
+    assert here(folder) == parquet(published)
+
+
+@pytest.mark.parametrize("body", [b"<html>log in", b'"hello"', b'{"sha": null}'])
+def test_what_is_no_hub_is_said(small: SmallHub, folder: Path, body: bytes) -> None:
+    small.portal = body
+    with pytest.raises(StopError, match="does not answer as a model hub does") as caught:
+        hub.fetch_metadata(SMALL, folder)
+    assert "$HF_ENDPOINT" in (caught.value.hint or "")
+
+
 def test_no_hub_is_said_by_its_name(small: SmallHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(StopError) as caught:
@@ -538,6 +555,39 @@ def test_vectors_for_a_folder_that_others_fetched(small: SmallHub, folder: Path)
     assert hub.fetch_vectors(folder).files == ()
 
 
+def test_vectors_that_came_by_other_means_are_looked_at(small: SmallHub, folder: Path) -> None:
+    published = files(npz=True)
+    small.commit(SMALL.repository, published)
+    hub.fetch_metadata(SMALL, folder)
+    first, second, third = (f"{n}.npz" for n in NAMES)
+    (folder / first).write_bytes(published[first])
+    (folder / second).write_bytes(published[second][::-1])
+    assert hub.fetch_vectors(folder).files == (second, third)
+    assert small.bodies(first) == []
+    assert {n: here(folder)[n] for n in (first, second, third)} == {n: published[n] for n in (first, second, third)}
+
+
+def test_vectors_that_came_before_an_end_are_kept(
+    small: SmallHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = files(npz=True)
+    small.commit(SMALL.repository, published)
+    hub.fetch_metadata(SMALL, folder)
+    monkeypatch.setattr(hub_client, "TRIES", 2)
+    monkeypatch.setattr(hub_folder, "AT_ONCE", 1)
+    first, second, third = (f"{n}.npz" for n in NAMES)
+    small.cut = {second: [700] + [0] * 9}
+    with pytest.raises(StopError):
+        hub.fetch_vectors(folder)
+    assert here(folder) == parquet(published)
+    small.cut = {}
+    assert hub.coming(SMALL, folder, npz=True).bytes == len(published[second]) - 700 + len(published[third])
+    assert hub.fetch_metadata(SMALL, folder).files == ()
+    assert hub.fetch_vectors(folder).files == (second, third)
+    assert (len(small.bodies(first)), small.bodies(second)[-1].range) == (1, "bytes=700-")
+    assert [p.name for p in folder.parent.iterdir()] == ["metadata"]
+
+
 def test_vectors_of_other_rows_are_refused(small: SmallHub, folder: Path) -> None:
     published = files(npz=True)
     small.commit(SMALL.repository, published)
@@ -570,6 +620,15 @@ def test_what_went_missing_is_fetched(small: SmallHub, folder: Path, caplog: pyt
     assert done.files == (first.name, second.name)
     assert here(folder) == parquet(published)
     assert sum("fetching it" in m for m in caplog.messages) == 2
+
+
+@pytest.mark.parametrize("text", ["{", '{"format": 1}', '{"format": 99}'])
+def test_a_record_that_cannot_be_read_is_said(small: SmallHub, folder: Path, text: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / hub_record.RECORD).write_text(text)
+    with pytest.raises(InputError, match=hub_record.RECORD) as caught:
+        hub.fetch_metadata(SMALL, folder)
+    assert caught.value.hint
 
 
 def test_a_folder_of_others_is_left_alone(small: SmallHub, folder: Path) -> None:
