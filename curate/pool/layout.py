@@ -51,6 +51,11 @@ class Layout:
         return self.root / "sources.json"
 
     @property
+    def drawn(self) -> Path:
+        """Rows that were drawn from a list, for a selection or a sample, and wait to be downloaded."""
+        return self.root / "sources"
+
+    @property
     def attempts(self) -> Path:
         """The attempts made since at what a download could not have."""
         return self.root / "attempts.json"

@@ -1,157 +1,121 @@
-"""Download: a list of URLs and captions becomes shards.
+"""Download: a list of URLs and captions, or a folder of images, becomes shards.
 
-A shard is a part: `samples_per_shard` rows of the list. What was downloaded from, and with which settings,
-stands in the pool's sources.json before the first shard does: the same list and settings go on where they
-stopped, others are refused, so that no pool is ever a mixture that nobody asked for.
+A shard is a part: `samples_per_shard` rows. What was downloaded from, and with which settings, stands in the
+pool's sources.json before the first shard does (see download_plan and sources).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate import disk, receipts, runner
-from curate.errors import InputError, PartError, nearest
-from curate.fetch.settings import FetchLimits, ImageSettings
-from curate.pool.layout import DOWNLOAD_STAGE, Layout, metadata_files
-from curate.pool.names import ALIASES
+from curate.errors import Busy, InputError, PartError
+from curate.pool.layout import DOWNLOAD_STAGE, Layout
+from curate.progress import plural
+from curate.progress import size as bytes_text
+from curate.stages import drawn, metadata, sources
 from curate.stages.download_part import LANES, Job, download_part, shares
+from curate.stages.download_plan import (
+    Plan,
+    Work,
+    check_folder,
+    check_foreign,
+    check_part,
+    has_metadata,
+    open_source,
+    plan,
+)
+from curate.stages.download_settings import DownloadSettings
+from curate.stages.retry import ATTEMPT
+from curate.stages.sources import Entry
 
 if TYPE_CHECKING:
     from curate.fetch.lists import SourceList
+
+__all__ = [
+    "DownloadSettings",
+    "Plan",
+    "check_space",
+    "download",
+    "has_source",
+    "keep_metadata",
+    "plan",
+    "seconds_for",
+    "space_needed",
+]
 
 VERSION = 1
 SAMPLES_A_SECOND = 200
 """What one core fetches, resizes to 512 pixels and writes; photos of a few hundred pixels, measured."""
 
-CONNECTIONS = 256
-"""Fetches at once, over all processes, unless told otherwise."""
+SAMPLE_BYTES = 35_000
+"""What DataComp's pools take a row at 512 pixels, rows that could not be had included."""
+WHOLE_BYTES = 150_000
+"""What to expect of a row whose image is kept at its size."""
+KNOWN_FROM = 1_000
+"""Samples from which on a pool's own shards say what a sample takes."""
+MARGIN = 1.05
 
 log = logging.getLogger("curate.download")
 
 
-@dataclass(frozen=True)
-class DownloadSettings:
-    """How a list becomes shards. `verify_column` of the list holds the hashes of `images.verify_hash`."""
+def download(made: Plan, *, workers: int, connections: int | None = None, **options: Any) -> runner.Summary:
+    """Every shard of the plan, with `workers` decode processes (0: in this one); `options` are the runner's.
 
-    images: ImageSettings = field(default_factory=ImageSettings)
-    limits: FetchLimits = field(default_factory=FetchLimits)
-    samples_per_shard: int = 10_000
-    url_col: str | None = None
-    caption_col: str | None = None
-    verify_column: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.samples_per_shard < 1:
-            raise InputError("--samples-per-shard", f"must be above 0 (found {self.samples_per_shard})")
-        if (self.verify_column is None) != (self.images.verify_hash is None):
-            raise InputError("--verify-hash", "needs a column and a hash", hint="--verify-hash sha256 sha256")
-
-    def described(self, source: SourceList) -> dict[str, Any]:
-        """The settings that decide what is stored, as JSON. Deadlines and retries do not: they may change."""
-        images = {k: str(v) if isinstance(v, float) else v for k, v in asdict(self.images).items()}
-        return {
-            "images": images,
-            "samples_per_shard": self.samples_per_shard,
-            "columns": {"url": source.columns.url, "caption": source.columns.caption},
-            "verify_column": self.verify_column,
-            "max_bytes": self.limits.max_bytes,
-            "obey_opt_out": self.limits.obey_opt_out,
-        }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A download that may begin: the list was looked through, and fits what the pool holds already."""
-
-    layout: Layout
-    source: SourceList
-    settings: DownloadSettings
-
-    @property
-    def shards(self) -> int:
-        """How many shards the list makes."""
-        return -(-self.source.rows // self.settings.samples_per_shard)
-
-    def entry(self) -> dict[str, Any]:
-        """What sources.json says of this list."""
-        described = self.settings.described(self.source)
-        return {
-            "files": [f.path.name for f in self.source.files],
-            "digest": self.source.digest,
-            "rows": self.source.rows,
-            "settings": described,
-            "settings_digest": receipts.digest(described),
-            "first_shard": 0,
-            "shards": self.shards,
-        }
-
-
-def plan(root: Path, source: Path | None, settings: DownloadSettings) -> Plan:
-    """What `download` will do for the pool at `root`; nothing is written.
-
-    Without `source`, the pool's own metadata is the list. Raises InputError for a list that is wrong, one that
-    is not what the pool was downloaded from, or other settings than before.
-    """
-    from curate.fetch.lists import open_list
-
-    layout = Layout(root, root)
-    _check_folder(root)
-    found = open_list(
-        source or _own_metadata(layout),
-        url_col=settings.url_col,
-        caption_col=settings.caption_col,
-        usual=ALIASES,
-    )
-    if settings.verify_column and settings.verify_column not in found.other_columns:
-        columns = ", ".join(found.other_columns) or "none besides url and caption"
-        close = nearest(settings.verify_column, found.other_columns)
-        raise InputError(
-            "--verify-hash",
-            f"the list has no column {settings.verify_column!r} (found: {columns})",
-            hint=f"did you mean {close!r}?" if close else "--verify-hash COLUMN HASH",
-        )
-    made = Plan(layout, found, settings)
-    _check_same(made)
-    return made
-
-
-def download(made: Plan, *, workers: int, connections: int = CONNECTIONS) -> runner.Summary:
-    """Every shard of the plan, in `workers` processes (0: in this one), with `connections` fetches at once.
-
-    Counts: samples, ok, failed; `code:<error code>` for each cause; received_bytes and stored_bytes.
+    `connections` is how many fetches there are at once, over all processes (None: as many as make it faster).
+    A shard whose list is not there any more is left for another time, with a warning. Counts: samples, ok,
+    failed; `code:<error code>` for each cause; received_bytes and stored_bytes.
     """
     from curate.fetch import crawl
 
-    layout, settings = made.layout, made.settings
+    layout = made.layout
     disk.make_folder(layout.root)
     with disk.lock(layout.sources.with_suffix(".lock"), wait=True):
-        if _check_same(made) is None:
-            receipts.write_json(layout.sources, {"format": receipts.FORMAT, "sources": [made.entry()]})
-    fetchers, effort = shares(workers, made.shards, connections)
-    job = Job(
-        settings.images,
-        settings.limits,
-        key_digits=len(str(settings.samples_per_shard - 1)),
-        verify_column=settings.verify_column,
-        **effort,
-    )
-    tasks = [_task(made, number, job) for number in range(made.shards)]
+        _remember(made)
+    lacking = {task.part for task in _pending(made)}
+    fetchers, effort = shares(workers, len(lacking), connections)
+    tasks = [task for work in made.works for task in _with_rows(made, work, lacking, effort)]
     try:
-        summary = runner.run(DOWNLOAD_STAGE, VERSION, tasks, workers=fetchers, lanes=LANES, keep_outdated=True)
+        summary = runner.run(
+            DOWNLOAD_STAGE, VERSION, tasks, workers=fetchers, lanes=LANES, keep_outdated=True, **options
+        )
     finally:
         crawl.close()  # where this process did the work itself
     _say_if_hopeless(summary, layout)
     return summary
 
 
+def keep_metadata(
+    root: Path, source: Path, settings: DownloadSettings, *, limit: int | None = None, sample: float | None = None
+) -> int:
+    """Make a list, or what `limit` and `sample` leave of it, the metadata of the pool at `root`; its rows.
+
+    So it can be filtered before anything is fetched. Raises InputError for a wrong list, and for a pool that has
+    other samples already.
+    """
+    layout = Layout(root, root)
+    check_folder(root)
+    check_part(limit, sample)
+    if has_source(root) and not has_metadata(layout):
+        raise InputError(
+            str(root), "was downloaded from already, and its samples are its shards'", hint="another --pool"
+        )
+    check_foreign(layout)
+    listed, _ = open_source(layout, source, settings)
+    if listed.root is not None:
+        raise InputError(str(source), "holds images, and no list", hint="leave out --metadata-only")
+    return metadata.write(layout, listed, limit=limit, sample=sample)
+
+
 def has_source(root: Path) -> bool:
     """Whether the pool at `root` says by itself what it is downloaded from: metadata, or an earlier list."""
     layout = Layout(root, root)
-    return layout.sources.is_file() or ((root / "metadata").is_dir() and bool(metadata_files(layout)))
+    return layout.sources.is_file() or has_metadata(layout)
 
 
 def seconds_for(rows: int, workers: int) -> float:
@@ -159,82 +123,177 @@ def seconds_for(rows: int, workers: int) -> float:
     return rows / (SAMPLES_A_SECOND * max(1, workers))
 
 
-def _own_metadata(layout: Layout) -> Path:
-    folder = layout.root / "metadata"
-    if folder.is_dir() and metadata_files(layout):
-        return folder
-    if layout.sources.is_file():
-        names = ", ".join(_before(layout)["files"][:5])
-        raise InputError(str(layout.root), f"was downloaded from a list ({names})", hint="--source FILE_OR_FOLDER")
-    raise InputError(str(layout.root), "has no metadata to download from", hint="--source FILE_OR_FOLDER")
+# --- space ------------------------------------------------------------------------------------------------
 
 
-def _check_folder(root: Path) -> None:
-    there = next(p for p in (root, *root.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise InputError(str(there), "is not a folder", hint="--pool DIR, one that is there or is to be made")
+def space_needed(made: Plan) -> int:
+    """About how many bytes the rows will take that are not here yet."""
+    rows = sum(task.samples for task in _pending(made))
+    return round(rows * _bytes_a_sample(made.layout, made.settings)) if rows else 0
 
 
-def _before(layout: Layout) -> dict[str, Any]:
-    """What sources.json says that this pool was downloaded from."""
-    try:
-        sources = receipts.read_json(layout.sources)["sources"]
-        return {**sources[0]}
-    except (PartError, KeyError, IndexError, TypeError) as error:
-        what = error.what if isinstance(error, PartError) else "names no list"
-        raise InputError(str(layout.sources), what, hint="another --pool") from None
+def check_space(made: Plan) -> None:
+    """Raise InputError where the disk has less room than the download is expected to need, and a margin."""
+    needed = round(space_needed(made) * MARGIN)
+    there = next(p for p in (made.layout.root, *made.layout.root.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise InputError(
+            str(made.layout.root),
+            f"the download needs about {bytes_text(needed)}, and {bytes_text(free)} are free there "
+            f"({needed:,} and {free:,} bytes)",
+            hint="another --pool with more room, fewer rows with --limit, or --no-space-check",
+        )
 
 
-def _check_same(made: Plan) -> Mapping[str, Any] | None:
-    """The entry of sources.json that this plan goes on with, or None where there is none yet."""
+def _bytes_a_sample(layout: Layout, settings: DownloadSettings) -> float:
+    """What a row takes on disk: by the shards that are here, where they are enough to say."""
+    made = receipts.receipts(layout.shards).values()
+    samples = sum(receipt.counts.get("samples", 0) for receipt in made)
+    if samples >= KNOWN_FROM:
+        return sum(written.bytes for receipt in made for written in receipt.outputs.values()) / samples
+    if settings.images.resize_mode == "no":
+        return WHOLE_BYTES
+    return SAMPLE_BYTES * (settings.images.image_size / 512) ** 2
+
+
+# --- tasks ------------------------------------------------------------------------------------------------
+
+
+def _remember(made: Plan) -> None:
+    """Have sources.json name what is to be downloaded; rows that were drawn are in their file before."""
+    layout, new = made.layout, made.new
+    now = [receipts.digest(asdict(entry)) for entry in sources.read(layout)]
+    wanted = [receipts.digest(asdict(entry)) for entry in made.before]
+    if new and new.source and now == wanted:
+        if made.drawn is not None:
+            drawn.write(layout, new.place, new.source, made.drawn, new.entry.digest)
+        sources.write(layout, [*made.before, new.entry])
+        return
+    if new:
+        wanted.append(receipts.digest(asdict(new.entry)))  # another command with the same list was faster
+    if now[: len(wanted)] != wanted:
+        raise Busy(str(layout.sources), "was changed by another command", hint="run the same command again")
+
+
+def _pending(made: Plan) -> list[runner.Task]:
+    """The tasks that are not done, without their rows."""
+    tasks = [task for work in made.works for _, task in _tasks(made, work)]
+    return runner.pending(DOWNLOAD_STAGE, VERSION, tasks)
+
+
+def _tasks(made: Plan, work: Work) -> Iterator[tuple[int, runner.Task]]:
+    """The shards of an entry, and the task that makes each, without its rows."""
     layout = made.layout
-    if not layout.sources.is_file():
-        foreign = [*layout.shards.glob("*.tar"), *layout.root.glob("*.tar")]
-        if foreign and not (layout.shards / receipts.RECEIPTS).is_dir():
-            raise InputError(
-                str(layout.root), f"holds shards that others made ({foreign[0].name})", hint="another --pool"
-            )
-        return None
-    before, now = _before(layout), made.entry()
-    if before["digest"] != now["digest"]:
-        raise InputError(
-            str(layout.root),
-            f"was downloaded from another list (its sha256 is {before['digest']}, {before['rows']:,} rows; "
-            f"this one's is {now['digest']}, {now['rows']:,} rows)",
-            hint="another --pool for another list",
-        )
-    if before["settings_digest"] != now["settings_digest"]:
-        raise InputError(
-            str(layout.root),
-            f"was downloaded with other settings ({_differences(before['settings'], now['settings'])}; "
-            f"{before['settings_digest'][:12]} then, {now['settings_digest'][:12]} now)",
-            hint="the settings as they were, or another --pool",
-        )
-    return before
+    for shard in work.numbers:
+        first, last = work.span(shard)
+        part = f"{work.entry.first_shard + shard:08d}"
+        what: Mapping[str, Any] = {
+            "list": work.entry.digest,
+            "rows": [first, last],
+            **_of_entry(made.settings, work.entry),
+        }
+        what = _as_retried(layout, part, what)
+        yield shard, runner.Task(part, layout.shards, what, download_part, samples=last - first)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    found = []
-    for name in sorted({*before, *now}):
-        then, here = before.get(name), now.get(name)
-        if isinstance(then, dict) and isinstance(here, dict):
-            found.append(_differences(then, here))
-        elif then != here:
-            found.append(f"{name.replace('_', '-')} was {then}, is {here}")
-    return ", ".join(text for text in found if text)
-
-
-def _task(made: Plan, number: int, job: Job) -> runner.Task:
-    size = made.settings.samples_per_shard
-    start = number * size
-    count = min(size, made.source.rows - start)
-    what = {
-        "list": made.source.digest,
-        "rows": [start, start + count],
-        **made.settings.described(made.source),
+def _of_entry(settings: DownloadSettings, entry: Entry) -> dict[str, Any]:
+    """What an entry's shards depend on besides its rows: the pool's settings, and the columns of its list."""
+    column, algorithm = entry.columns["hash"] or (None, None)
+    return {
+        **entry.settings,
+        "images": replace(settings.images, verify_hash=algorithm).as_json(),
+        "url_column": entry.columns["url"],
+        "caption_column": entry.columns["caption"],
+        "verify_column": column,
+        "bbox_column": entry.columns["boxes"] if settings.blur else None,
     }
-    rows = made.source.part(start, count)
-    return runner.Task(f"{number:08d}", made.layout.shards, what, download_part, (rows, number, job), samples=count)
+
+
+def _as_retried(layout: Layout, part: str, what: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the part's receipt stands for, where that differs by attempts made since and by nothing else."""
+    receipt = receipts.read_receipt(layout.shards, part)
+    if receipt and ATTEMPT in receipt.what:
+        before = {name: value for name, value in receipt.what.items() if name != ATTEMPT}
+        if receipts.digest(before) == receipts.digest(what):
+            return receipt.what
+    return what
+
+
+def _with_rows(made: Plan, work: Work, lacking: set[str], effort: Mapping[str, Any]) -> Iterator[runner.Task]:
+    """The tasks of an entry, those to do with their rows; where these cannot be read, without those."""
+    settings, found = made.settings, dict(_tasks(made, work))
+    wanted = [shard for shard, task in found.items() if task.part in lacking]
+    yield from (task for task in found.values() if task.part not in lacking)
+    if not wanted:
+        return
+    try:
+        source = _source(made.layout, work)
+    except PartError as error:
+        log.warning("%s; %s of it not here yet, and left for another time", error, plural(len(wanted), "shard"))
+        return
+    column, algorithm = work.entry.columns["hash"] or (None, None)
+    job = Job(
+        replace(settings.images, verify_hash=algorithm),
+        settings.limits,
+        key_digits=len(str(settings.samples_per_shard - 1)),
+        verify_column=column,
+        bbox_column=work.entry.columns["boxes"] if settings.blur else None,
+        local_root=work.root,
+        placeholder_urls=settings.placeholder_urls,
+        fetcher=settings.fetcher,
+        **effort,
+    )
+    again = _repeats(made, work, source) if settings.dedup_urls else {}
+    for shard in wanted:
+        task, (first, last) = found[shard], work.span(shard)
+        rows = replace(source.part(first, last - first), duplicates=again.get(shard, ()))
+        yield replace(task, args=(rows, int(task.part), job))
+
+
+def _source(layout: Layout, work: Work) -> SourceList:
+    """The list that an entry's rows are read from. Raises PartError where it is not there."""
+    there = work.root if work.entry.kind == "folder" else work.source
+    if there is None and not (work.entry.drawn and work.entry.kind != "folder"):
+        path = sources.path_of(layout, work.entry)
+        raise PartError(str(path), f"is not there as it was; give --source {path.name}, wherever it is now")
+    if work.entry.drawn:
+        return drawn.opened(layout, work.place, work.entry, work.root)
+    assert work.source is not None
+    return work.source
+
+
+def _repeats(made: Plan, work: Work, source: SourceList) -> dict[int, tuple[int, ...]]:
+    """The rows of each shard of an entry whose URL stood before, in it or in the entries that it continues."""
+    import numpy as np
+
+    from curate.fetch.repeats import repeats
+    from curate.fetch.rows import texts
+
+    if work.root is not None:
+        return {}
+    entry = work.entry
+    earlier = [other for other in made.works if other.place in _before(made, work)]
+    streams = [(_source(made.layout, other), other.entry) for other in earlier] + [(source, entry)]
+    urls: Iterable[list[str | None]] = (
+        some for of, its in streams for some in texts(of.part(its.first_row, its.rows), of.columns.url)
+    )
+    skipped = sum(its.rows for _, its in streams[:-1])
+    found = repeats(urls, skipped + entry.rows)
+    found = found[found >= skipped] - skipped
+    size = work.size
+    shards = found // size
+    return {int(shard): tuple(int(row) for row in found[shards == shard] % size) for shard in np.unique(shards)}
+
+
+def _before(made: Plan, work: Work) -> set[int]:
+    """The places of the entries that an entry continues."""
+    entries = {other.place: other.entry for other in made.works} | dict(enumerate(made.before))
+    found, at = set(), work.entry.continues
+    while at is not None:
+        found.add(at)
+        at = entries[at].continues
+    return found
 
 
 def _say_if_hopeless(summary: runner.Summary, layout: Layout) -> None:
@@ -246,11 +305,12 @@ def _say_if_hopeless(summary: runner.Summary, layout: Layout) -> None:
     ):
         if counts[f"code:{code}"] > 0.9 * counts["samples"]:
             log.warning(
-                "download: %s of %s samples failed as %s; %s What failed is not tried again: take away %s, and run "
-                "this once more.",
+                "download: %s of %s samples failed as %s; %s What failed is tried again by: curate download "
+                "--retry-failed --codes %s --pool %s",
                 counts[f"code:{code}"],
                 counts["samples"],
                 code,
                 hint,
-                layout.shards,
+                code,
+                layout.root,
             )
