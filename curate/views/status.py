@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from curate import receipts, selection
 from curate.errors import CurateError, InputError, PartError
-from curate.pool import Part, Pool, Shard, npz
-from curate.pool import foreign as others
+from curate.pool import Pool, npz
+from curate.pool.layout import DOWNLOAD_STAGE
 from curate.progress import plural
 from curate.receipts import Receipt
 from curate.shards import BLOCK
-from curate.views import inventory
+from curate.views import fetches, inventory
 
 KINDS: Mapping[str, str] = {
     "curate": "a pool of curate's own",
@@ -28,12 +27,14 @@ KINDS: Mapping[str, str] = {
 def status(pool: Pool) -> dict[str, Any]:
     """All that is known of a pool without reading a tar, as JSON values.
 
-    `stored` and `failed` are None where a foreign pool has not been read yet. `missing` and `unreadable` are
-    what `curate verify` would call damage; `foreign` is what it ignores.
+    `stored`, `failed` and `download` are None where a foreign pool has not been read yet. `missing` and
+    `unreadable` are what `curate verify` would call damage; `foreign` is what it ignores.
     """
     found = inventory.take(pool)
-    counts, unreadable = _shards(pool)
+    fetched, unreadable = _shards(pool)
+    counts = fetched.codes if fetched else None
     failed = {code: n for code, n in sorted(counts.items()) if code} if counts is not None else None
+    made = [receipt for _, _, receipt in found.receipts if receipt and receipt.stage == DOWNLOAD_STAGE]
     return {
         "pool": str(pool.layout.root),
         "work": str(pool.layout.work),
@@ -44,6 +45,7 @@ def status(pool: Pool) -> dict[str, Any]:
         "awaited": pool.awaited,
         "stored": counts[""] if counts is not None else None,
         "failed": failed,
+        "download": fetches.told(fetched, pool, made) if fetched and pool.shards else None,
         "models": _models(pool),
         "scores": _scores(pool),
         "selections": _selections(pool),
@@ -59,9 +61,9 @@ def status(pool: Pool) -> dict[str, Any]:
     }
 
 
-def _shards(pool: Pool) -> tuple[Counter[str] | None, dict[str, str]]:
-    """Samples in the shards' tables by error code (empty where stored); None where some were never read."""
-    counts: Counter[str] = Counter({"": 0})
+def _shards(pool: Pool) -> tuple[fetches.Fetches | None, dict[str, str]]:
+    """What the shards' tables say, None where some were never read; and the parts that cannot be read, with why."""
+    found = fetches.Fetches()
     unreadable = {n: str(e) for n, e in pool.unreadable.items() if pool.joined}
     known = True
     for part in pool.parts:
@@ -74,16 +76,10 @@ def _shards(pool: Pool) -> tuple[Counter[str] | None, dict[str, str]]:
         try:
             if not shard.ours:
                 _check_blocks(shard.tar)
-            codes = _codes(pool, shard)
+            known &= found.read(pool, shard)
         except CurateError as error:
             unreadable[shard.name] = str(error)
-            continue
-        if codes is None:
-            known = False
-        else:
-            counts += codes
-    counts[""] += 0
-    return (counts if known else None), unreadable
+    return (found if known else None), unreadable
 
 
 def _check_blocks(tar: Path) -> None:
@@ -91,22 +87,6 @@ def _check_blocks(tar: Path) -> None:
     size = tar.stat().st_size
     if size % BLOCK:
         raise PartError(str(tar), f"is cut short ({size:,} bytes, not whole blocks of {BLOCK})")
-
-
-def _codes(pool: Pool, shard: Shard) -> Counter[str] | None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if shard.ours or shard.table.is_file():
-        series = pool.failed(Part(shard.name, shard.table, shard=shard))
-        return Counter({code or "": n for code, n in series.value_counts().iter_rows()})
-    if shard.foreign_table is None:
-        return None
-    try:
-        table = pq.read_table(shard.foreign_table)
-    except (pa.ArrowException, OSError) as error:
-        raise PartError(str(shard.foreign_table), f"is not a readable Parquet file ({error})") from error
-    return Counter(code or "" for code in others.codes_of(table))
 
 
 def _total(found: Mapping[str, Receipt], name: str) -> int:
@@ -179,9 +159,10 @@ def lines(told: Mapping[str, Any]) -> list[str]:
         if told["stored"] is None:
             out.append(f"shards    {told['shards']:,}, not read yet: the first stage that needs them does")
         else:
-            failed = sum(told["failed"].values())
-            out.append(f"shards    {told['shards']:,}: {told['stored']:,} images stored, {failed:,} failed")
-            out += [f"  {code:<20} {n:>12,}" for code, n in sorted(told["failed"].items(), key=lambda c: -c[1])]
+            failed, asked = sum(told["failed"].values()), told["download"]["asked"]
+            share = f" ({told['stored'] / asked:.1%} of {asked:,})" if asked else ""
+            out.append(f"shards    {told['shards']:,}: {told['stored']:,} images stored{share}, {failed:,} failed")
+            out += fetches.lines(told["download"])
     for model in told["models"]:
         made = "published" if model["published"] else f"{model['ok']:,} of {model['samples']:,} samples"
         out.append(f"model     {model['model']}: {made}")
