@@ -14,7 +14,7 @@ from curate.errors import InputError, StopError, UnknownName
 from curate.fetch import hub_folder
 from curate.fetch.hub_client import Hub
 from curate.fetch.hub_folder import Errand
-from curate.fetch.hub_record import Coming, Fetched, Record, arriving, read_record
+from curate.fetch.hub_record import Coming, Fetched, Record, arriving, read_record, stands
 
 __all__ = [
     "POOLS",
@@ -84,7 +84,7 @@ def fetch_metadata(pool: HubPool, folder: Path, *, npz: bool = False, rows: int 
     it lists.
     """
     record = _record(folder, pool)
-    if folder.exists() and record is None:
+    if record is None and stands(folder):
         raise InputError(
             str(folder),
             "is there already, and was not fetched by this command",
@@ -152,7 +152,7 @@ def coming(pool: HubPool, folder: Path, *, npz: bool = False, rows: int | None =
     errand = Errand(Hub(pool.repository, endpoint()), folder, record)
     errand.look()
     names = errand.metadata_names()
-    if folder.is_dir() and record is None:
+    if record is None and stands(folder):
         names = sorted(p.name for p in folder.glob("*.parquet"))
         return errand.coming([_npz(name) for name in names] if npz else [])
     names = names[: _first(rows, len(names))]

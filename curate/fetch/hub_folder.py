@@ -20,7 +20,7 @@ from pathlib import Path
 from curate.disk import disk, make_folder
 from curate.errors import InputError, StopError
 from curate.fetch.hub_client import Hub, HubFile, NotThere, fsync_folder
-from curate.fetch.hub_record import RECORD, Coming, Fetched, Record, arriving, has, read, write
+from curate.fetch.hub_record import RECORD, Coming, Fetched, Record, arriving, has, read, stands, write
 from curate.progress import INTERVAL, plural, size, span
 
 log = logging.getLogger("curate.fetch")
@@ -36,13 +36,13 @@ _NO_FILE = "EntryNotFound"
 def begun(folder: Path) -> str | None:
     """The repository that a fetch into `folder` has begun and not finished with, if there is one."""
     path = arriving(folder) / _LISTING
-    return None if folder.exists() or not path.is_file() else read(path).repository
+    return None if stands(folder) or not path.is_file() else read(path).repository
 
 
 def tidy(folder: Path) -> None:
     """Remove what is left where `folder` arrived, if no file is on its way there."""
     place = arriving(folder)
-    if folder.is_dir() and not any(place.glob("*.part")):
+    if stands(folder) and not any(place.glob("*.part")):
         with suppress(OSError):  # what is not ours stays
             if (place / _FILES).is_dir():
                 (place / _FILES).rmdir()
@@ -161,7 +161,7 @@ class Errand:
         self.record = replace(self.record, whole=whole)
         files = self.arriving / _FILES
         with disk(self.folder):
-            if self.folder.is_dir():
+            if stands(self.folder):
                 write(self.folder / RECORD, self.record)  # a kill from here on leaves some missing, and is seen
                 for path in sorted(files.iterdir()):
                     path.rename(self.folder / path.name)
@@ -213,7 +213,7 @@ class Errand:
 
     def _gone(self, error: NotThere) -> StopError:
         """The hub has forgotten the revision, or a file of it, that we hold to."""
-        if self.folder.is_dir():
+        if stands(self.folder):
             hint = f"{self.folder} stays as it is; the newest can be fetched into another --pool"
         else:
             hint = f"remove {self.arriving} to begin again, with the newest"

@@ -85,6 +85,11 @@ def arriving(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{INCOMPLETE}")
 
 
+def stands(folder: Path) -> bool:
+    """Whether there is anything of this name but an empty folder."""
+    return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+
+
 def has(folder: Path, file: HubFile) -> bool:
     """Whether a file of this name and size is in a folder."""
     path = folder / file.name

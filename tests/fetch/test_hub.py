@@ -640,6 +640,15 @@ def test_a_folder_of_others_is_left_alone(small: SmallHub, folder: Path) -> None
     assert here(folder) == {"x.parquet": b"PAR1"}
 
 
+def test_an_empty_folder_is_no_hindrance(small: SmallHub, folder: Path) -> None:
+    published = files()
+    small.commit(SMALL.repository, published)
+    folder.mkdir(parents=True)
+    assert hub.coming(SMALL, folder).files == 3
+    hub.fetch_metadata(SMALL, folder)
+    assert here(folder) == parquet(published)
+
+
 def test_a_folder_of_another_pool_is_said(small: SmallHub, folder: Path) -> None:
     small.commit(SMALL.repository, files())
     hub.fetch_metadata(SMALL, folder)
