@@ -208,6 +208,23 @@ def test_nothing_depends_on_the_number_of_workers(shard: Shard, crew: Decoders, 
         assert equal(taken(other, shard, rows=20), taken(crew, shard, rows=20))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_only_wanted_rows_are_read(shard: Shard, crew: Decoders, workers: int) -> None:
+    """Batches are cut after as many images, wherever these lie; row 38 and its like had failed before."""
+    (every,) = taken(crew, shard, rows=ROWS)
+    wanted = np.zeros(ROWS, dtype=bool)
+    wanted[[2, 3, 5, 6, 7, 29, 39]] = True
+    with Decoders(workers) as decoders:
+        batches = list(decoders.batches(shard, whole, rows=2, wanted=wanted))
+    assert [(b.start, len(b.ok)) for b in batches] == [(0, 6), (6, 23), (29, 12)]
+    ok = np.concatenate([b.ok for b in batches])
+    assert np.flatnonzero(ok).tolist() == [2, 5, 6, 7, 29, 39]
+    assert np.concatenate([b.images for b in batches]).tobytes() == every.images[ok[every.ok]].tobytes()
+    assert [code for b in batches for code in b.codes] == every.codes
+    (none,) = crew.batches(shard, whole, rows=2, wanted=np.zeros(ROWS, dtype=bool))
+    assert (len(none.ok), none.ok.any(), none.codes) == (ROWS, False, every.codes)
+
+
 def test_arrays_may_have_any_form(shard: Shard, crew: Decoders) -> None:
     batch = taken(crew, shard, centre, rows=ROWS)[0]
     assert (batch.images.shape, batch.images.dtype) == ((int(batch.ok.sum()), 3), np.float32)

@@ -23,6 +23,7 @@ from curate.progress import span
 from curate.recipe import Recipe, Rule
 from curate.stages import embed, score
 from curate.stages.samples import similarity_source
+from curate.stages.score_rows import over_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -147,7 +148,7 @@ _DECODE = 0.004
 def _score(pool: Pool, rule: Rule, scorer: Scorer, means: Means) -> Iterator[Work]:
     todo = score.pending(pool, scorer)
     if todo:
-        pixels = score.over_pixels(scorer) and todo.rows > 0
+        pixels = over_pixels(scorer) and todo.rows > 0
         yield Work(
             f"score {scorer.name}",
             score.results(pool, scorer).folder,

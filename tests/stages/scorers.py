@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Compute = Callable[[Batch], Mapping[str, Any]]
+computed: list[str] = []
+"""The uids that scorers over pixels have computed in this process."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Brightness(Scorer):
     def open(self, device: str) -> Compute:
         def compute(batch: Batch) -> Mapping[str, Any]:
             assert len(batch.images) == len(batch.columns["caption"]) == len(batch.uid)
+            computed.extend(batch.uid)
             return {"brightness": batch.images.reshape(len(batch), -1).mean(axis=1)}
 
         return compute
@@ -103,3 +106,32 @@ class First(Scorer):
 
     def open(self, device: str) -> Compute:
         return lambda batch: {"first": batch.vectors[self.model, "image"][:, 0]}
+
+
+@dataclass(frozen=True)
+class Both(Scorer):
+    """The mean of the pixels, and their words: over pixels and vectors."""
+
+    name: ClassVar[str] = "both"
+    version: ClassVar[int] = 1
+    columns: ClassVar[Mapping[str, str]] = {"pixels": "Float32", "words": "List(String)"}
+    rows: ClassVar[int] = 4
+
+    model: str = "tiny"
+
+    def needs(self) -> Sequence[Need]:
+        return [Images(), Vectors(self.model, "image"), Column("caption")]
+
+    def prepare(self, image: Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return np.asarray(image.resize((4, 4)))
+
+    def open(self, device: str) -> Compute:
+        def compute(batch: Batch) -> Mapping[str, Any]:
+            computed.extend(batch.uid)
+            pixels = batch.images.reshape(len(batch), -1).mean(axis=1)
+            return {
+                "pixels": pixels + batch.vectors[self.model, "image"][:, 0],
+                "words": [c.split() for c in batch.columns["caption"]],
+            }
+
+        return compute

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from curate import pool as pools
 from curate.errors import InputError
 from curate.filter_api import Column, Need, Scorer
 from curate.pool import Pool, open_pool
 from curate.stages import score
-from tests.pools import make_metadata, make_pool
+from tests.pools import make_metadata, make_pool, uid_of
 from tests.stages.scorers import Brightness, First, Length, Times
 
 
@@ -146,6 +149,32 @@ def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         found.append({p.name: p.read_bytes() for p in folder.glob("*.parquet")})
     assert found[0] == found[1]
     assert len(found[0]) == 3
+
+
+@pytest.mark.parametrize("with_metadata", [False, True])
+def test_a_part_is_scored_without_looking_at_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_metadata: bool
+) -> None:
+    pool = make_pool(tmp_path, n_shards=5, rows=2)
+    if with_metadata:
+        for shard in range(5):
+            rows = [{"uid": uid_of(shard, r), "url": "u", "text": "t"} for r in range(2)]
+            make_metadata(tmp_path, rows, f"{shard:032x}")
+        pool = open_pool(tmp_path)
+    read: Counter[Path] = Counter()
+    footer = pools._footer
+
+    def counting(path: Path) -> Any:
+        read[path] += 1
+        return footer(path)
+
+    monkeypatch.setattr(pools, "_footer", counting)
+    for scorer in (Length(), Brightness()):
+        pool.forget()
+        read.clear()
+        assert not score.score(pool, scorer, workers=1).failed
+        assert max(read.values()) <= 2
+    assert pickle.loads(pickle.dumps(pool.narrowed(pool.parts[3]))).columns == pool.columns
 
 
 def test_a_column_that_nobody_has(tmp_path: Path) -> None:
