@@ -185,6 +185,13 @@ def _embed_stub(folder: Path) -> None:
     _embed(folder)
 
 
+def _embedded_then_replaced(folder: Path) -> None:
+    """Shard 0 is another than the one whose vectors are there: it has the image that it lacked."""
+    _pool(folder)
+    _embed_stub(folder)
+    make_pool(folder / "pool")
+
+
 def _embed(folder: Path) -> None:
     embed.embed(open_pool(folder / "pool"), models.parse("tiny"), device="cpu", workers=0).raise_failed()
 
@@ -219,6 +226,8 @@ STAGES: Mapping[str, Stage] = {
     "download": Stage(_list, _download),
     "adopt": Stage(lambda folder: make_img2dataset(folder / "pool"), _adopt),
     "embed": Stage(_pool, _embed_stub, frozenset({"model.json"})),
+    # what a second download pass brought, added to the vectors that stand
+    "re-embed": Stage(_embedded_then_replaced, _embed_stub),
     "tiny": Stage(_pool, _embed, frozenset({"model.json"})),
     "score": Stage(_pool, _score),
     "filter": Stage(_pool, lambda folder: _filter_by(folder, "random:n=4", "dedup"), problems=_mixed_selections),

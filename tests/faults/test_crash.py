@@ -43,6 +43,7 @@ def drive(stage: str, folder: Path) -> dict[str, Any]:
         ("refilter", 2 * 3 + 3 + 1),
         ("subset", 1 + 2 * 5 + 7 + 1),
         ("embed", 1 + 2 * 4),
+        ("re-embed", 3 + 2),
         pytest.param("tiny", 1 + 2 * 4, marks=pytest.mark.slow),
     ],
 )
