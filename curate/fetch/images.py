@@ -27,7 +27,7 @@ from curate.fetch.blur import Box, blurred, upright, valid
 from curate.fetch.exif import texts
 from curate.fetch.settings import ImageSettings, digest_of
 from curate.fetch.sniff import Header, sniff
-from curate.fetch.strip import without_metadata, without_texts
+from curate.fetch.strip import to_decode, without_metadata
 
 __all__ = ["Converted", "ImageSettings", "convert", "use_one_thread"]
 
@@ -158,16 +158,16 @@ def _stored(
     """The bytes to store, the width and height of what they show, and those of the file, upright."""
     reduction = _reduction(header, settings)
     pixels, kept = _decode(body, header, reduction)
-    if reduction > 1:
-        size = (header.width, header.height)
-        original_width, original_height = size if header.orientation < 5 else size[::-1]
-    else:
-        original_height, original_width = pixels.shape[:2]
-        _check_size(original_width, original_height, settings)
-    resized = _resize(pixels, (original_height, original_width), settings, reduction)
+    # OpenCV turns TIFFs itself, whatever the flags
+    turn = 1 if header.format == "tiff" else header.orientation
+    height, width = (header.height, header.width) if reduction > 1 else pixels.shape[:2]
+    _check_size(width, height, settings)
+    # turned after resizing: less is moved, and what fills up a draft lies at the right and below
+    resized = _upright(_resize(pixels, (height, width), settings, reduction), turn)
+    original = (width, height) if turn >= 5 else (height, width)
     if faces:
         resized = blurred(resized, faces)
-    framed = _frame(resized, (original_height, original_width), settings)
+    framed = _frame(resized, original, settings)
     height, width = framed.shape[:2]
     data = None
     if (
@@ -177,7 +177,7 @@ def _stored(
         and header.format == _SAME_FORMAT[settings.encode_format]
     ):
         data = without_metadata(body, header.format)
-    return _encode(framed, settings) if data is None else data, width, height, original_width, original_height
+    return _encode(framed, settings) if data is None else data, width, height, original[1], original[0]
 
 
 def _check_size(width: int, height: int, settings: ImageSettings) -> None:
@@ -207,9 +207,9 @@ def _reduction(header: Header, settings: ImageSettings) -> int:
 
 
 def _decode(body: bytes, header: Header, reduction: int = 1) -> tuple[Pixels, bool]:
-    """8-bit pixels, gray or BGR, upright; and whether the file shows exactly these."""
+    """8-bit pixels, gray or BGR, as the file stores them; and whether it shows exactly these."""
     if header.format == "png":
-        body = without_texts(body)
+        body = to_decode(body)
     flags = cv2.IMREAD_UNCHANGED
     if reduction > 1:
         flags = _DRAFTS[reduction][header.mode == "gray"] | cv2.IMREAD_IGNORE_ORIENTATION
@@ -230,8 +230,7 @@ def _decode(body: bytes, header: Header, reduction: int = 1) -> tuple[Pixels, bo
         pixels, kept = _over_white(pixels), False
     elif pixels.ndim == 3 and pixels.shape[2] != 3:
         raise SampleError("bad_image", f"{pixels.shape[2]} channels")
-    # OpenCV turns TIFFs itself, whatever the flags
-    return pixels if header.format == "tiff" else _upright(pixels, header.orientation), kept
+    return pixels, kept
 
 
 def _over_white(pixels: Pixels) -> Pixels:

@@ -66,6 +66,8 @@ def _jpeg(body: bytes) -> Header:
             flaw = None
             if body.rfind(b"\xff\xd9", start) < 0:
                 flaw = "the file is cut short"
+            elif marker <= 0xC2 and 8 * (len(body) - end) < _jpeg_blocks(body[start:end], width, height):
+                flaw = f"too few bytes for {width} x {height} pixels"
             elif marker not in (0xC0, 0xC1) and body.count(b"\xff\xda", start) > _MOST_SCANS:
                 flaw = f"a progressive JPEG of more than {_MOST_SCANS} scans"
             mode = _deep({1: "gray", 4: "cmyk"}.get(channels, "rgb"), bits)
@@ -73,6 +75,15 @@ def _jpeg(body: bytes) -> Header:
         elif marker in (0xD9, 0xDA):
             break
     raise Cut
+
+
+def _jpeg_blocks(frame: bytes, width: int, height: int) -> int:
+    """How many blocks a frame has at least; Huffman codes take a bit or more for each."""
+    sampling = [(frame[at] >> 4, frame[at] & 15) for at in range(7, 6 + 3 * frame[5], 3)]
+    if len(sampling) == 1:
+        return (width // 8) * (height // 8)
+    across, down = max(x for x, _ in sampling) or 1, max(y for _, y in sampling) or 1
+    return (width // (8 * across)) * (height // (8 * down)) * sum(x * y for x, y in sampling)
 
 
 def _png(body: bytes) -> Header:

@@ -18,7 +18,7 @@ _PNG_SHOWN = frozenset(
         *(b"cHRM", b"gAMA", b"iCCP", b"sRGB", b"sBIT", b"cICP", b"mDCV", b"cLLI"),
     )
 )
-_PNG_TOLD = frozenset((b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"))
+_PNG_MOVING = frozenset((b"acTL", b"fcTL", b"fdAT"))
 _WEBP_SHOWN = frozenset((b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP"))
 _WEBP_TELLS = 0x08 | 0x04
 """VP8X flags: an EXIF chunk, an XMP chunk."""
@@ -38,9 +38,13 @@ def without_metadata(body: bytes, kind: str) -> bytes | None:
         return None
 
 
-def without_texts(png: bytes) -> bytes:
-    """A PNG without its text chunks, which a decoder would inflate; `png` itself where there are none."""
-    return _png_of(png, lambda kind: kind not in _PNG_TOLD) or png
+def to_decode(png: bytes) -> bytes:
+    """A PNG without texts and strangers' chunks: a decoder would inflate the ones and refuse large others.
+
+    `png` itself where there are none.
+    """
+    moving_too = _PNG_SHOWN | _PNG_MOVING
+    return _png_of(png, lambda kind: kind in moving_too or _is_critical(kind)) or png
 
 
 def _jpeg(body: bytes) -> bytes | None:
@@ -65,10 +69,13 @@ def _is_colour(marker: int, content: bytes) -> bool:
 
 
 def _png(body: bytes) -> bytes | None:
-    critical = (chunk.kind for chunk in png_chunks(body) if not chunk.kind[0] & 0x20)
-    if not set(critical) <= _PNG_SHOWN:
+    if any(_is_critical(chunk.kind) and chunk.kind not in _PNG_SHOWN for chunk in png_chunks(body)):
         return None
     return _png_of(body, lambda kind: kind in _PNG_SHOWN)
+
+
+def _is_critical(kind: bytes) -> bool:
+    return not kind[0] & 0x20
 
 
 def _png_of(body: bytes, wanted: Callable[[bytes], bool]) -> bytes | None:

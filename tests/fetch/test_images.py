@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import resource
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -42,7 +39,9 @@ def encoded(pixels: np.ndarray[Any, Any], kind: str = "PNG", **options: Any) -> 
 
 
 def pixels_of(data: bytes) -> np.ndarray[Any, Any]:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert pixels is not None
+    return pixels
 
 
 def code_of(body: bytes, settings: ImageSettings | None = None, expected: str | None = None) -> str:
@@ -156,7 +155,7 @@ def orientation(value: int) -> bytes:
     return exif.tobytes()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("value", range(1, 9))
 def test_exif_orientation_is_applied(kind: str, value: int) -> None:
     from PIL import ImageOps
@@ -167,7 +166,7 @@ def test_exif_orientation_is_applied(kind: str, value: int) -> None:
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(body))))
     assert (ours.original_width, ours.original_height) == ((60, 40) if value < 5 else (40, 60))
     difference = pixels_of(ours.data)[..., ::-1].astype(int) - upright
-    assert np.abs(difference).max() <= (4 if kind == "JPEG" else 0)  # two JPEG decoders differ a little
+    assert np.abs(difference).max() <= {"JPEG": 4, "AVIF": 6}.get(kind, 0)  # two JPEG decoders differ a little
     assert sniff(ours.data).orientation == 1  # type: ignore[union-attr]
 
 
@@ -209,6 +208,25 @@ def test_alpha_is_composited_on_white() -> None:
         assert np.unique(pixels_of(convert(stream.getvalue(), settings).data)).tolist() == [255]
 
 
+def test_what_the_table_says_of_the_file() -> None:
+    turned = convert(encoded(photo(64, 48), "JPEG", exif=orientation(6)), ImageSettings())
+    assert (turned.original_format, turned.original_mode) == ("jpeg", "rgb")
+    assert (turned.original_frames, turned.original_orientation) == (1, 6)
+    assert (turned.hash_ok, turned.exif, turned.boxes) == (None, None, ())
+    done, deep = cv2.imencode(".png", np.zeros((8, 8, 4), np.uint16))
+    assert done
+    assert convert(bytes(deep), ImageSettings()).original_mode == "rgba16"
+    assert convert(encoded(photo(8, 8), "TIFF", exif=orientation(3)), ImageSettings()).original_orientation == 3
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_deep_avif_is_as_bright_as_it_was(bits: int) -> None:
+    pixels = np.full((32, 32, 3), (1 << bits) // 2, np.uint16)
+    done, body = cv2.imencode(".avif", pixels, [cv2.IMWRITE_AVIF_DEPTH, bits])
+    assert done
+    assert np.abs(pixels_of(convert(bytes(body), ImageSettings()).data).astype(int) - 128).max() <= 2
+
+
 def test_cmyk_is_red_where_it_was_red() -> None:
     stream = io.BytesIO()
     Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(stream, "JPEG")
@@ -229,37 +247,6 @@ def test_an_animation_gives_its_first_frame() -> None:
         assert np.abs(stored[12, 16].astype(int) - [0, 0, 255]).max() <= 2, kind
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A valid PNG header and a few bytes of data, whatever the size that it claims."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    data = zlib.compress(bytes(4 * width + 1))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def test_bombs_are_refused_by_their_header() -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for width, height in ((20_000, 20_000), (12_000, 12_000), (40_000, 40_000), (2**31 - 1, 2**31 - 1)):
-        body = bomb(min(width, 100_000), height)
-        body = body[:16] + struct.pack(">I", width) + body[20:]
-        assert code_of(body) == "too_many_pixels"
-    assert code_of(encoded(photo(100, 90)), ImageSettings(max_image_area=8999)) == "too_many_pixels"
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
-
-
-def test_alpha_takes_no_frame_of_floats() -> None:
-    pixels = np.zeros((3000, 3000, 4), np.uint8)
-    pixels[..., 3] = 7
-    done, body = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    assert done
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    convert(bytes(body), ImageSettings())
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 180_000  # a frame of doubles: 216 MB
-
-
 def test_limits() -> None:
     body = encoded(photo(100, 50))
     convert(body, ImageSettings(min_image_size=50, max_aspect_ratio=2, max_image_area=5000))
@@ -267,6 +254,12 @@ def test_limits() -> None:
     assert code_of(body, ImageSettings(max_aspect_ratio=1.9)) == "bad_aspect"
     assert code_of(body, ImageSettings(max_image_area=4999)) == "too_many_pixels"
     assert code_of(body, ImageSettings(max_pixels=4999)) == "too_many_pixels"
+    frames = [Image.fromarray(photo(40, 30, seed=n)) for n in range(4)]
+    for kind in ("GIF", "PNG", "WEBP", "AVIF"):
+        stream = io.BytesIO()
+        frames[0].save(stream, kind, save_all=True, append_images=frames[1:], duration=40)
+        assert convert(stream.getvalue(), ImageSettings(max_frames=4)).original_frames == 4
+        assert code_of(stream.getvalue(), ImageSettings(max_frames=3)) == "too_many_frames"
 
 
 def test_hashes() -> None:

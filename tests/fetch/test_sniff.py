@@ -150,6 +150,18 @@ def test_many_scans_are_a_flaw() -> None:
     assert "100 scans" in (header_of(body[: scan.at] + again * 200 + body[scan.at :]).flaw or "")
 
 
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"optimize": True}])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_of_fewer_bits_than_blocks_is_a_flaw(mode: str, options: dict[str, Any]) -> None:
+    for size in ((1, 1), (7, 900), (64, 48), (2000, 2000)):
+        flat = saved(Image.new(mode, size), "JPEG", quality=1, **options)
+        assert header_of(flat).flaw is None, size
+    body = saved(Image.new(mode, (64, 48)), "JPEG", **options)
+    at = next(piece.start for piece in jpeg_segments(body) if piece.kind in (b"\xc0", b"\xc2"))
+    lie = body[: at + 1] + struct.pack(">HH", 9000, 9000) + body[at + 5 :]
+    assert header_of(lie).flaw == "too few bytes for 9000 x 9000 pixels"
+
+
 def test_a_jp2_is_as_large_as_its_code_says() -> None:
     body = saved(Image.new("RGB", (40, 30)), "JPEG2000")
     at = body.index(b"\xff\x4f\xff\x51") + 8

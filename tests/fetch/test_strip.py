@@ -17,7 +17,7 @@ from curate.fetch.exif import texts
 from curate.fetch.images import convert
 from curate.fetch.settings import ImageSettings
 from curate.fetch.sniff import sniff
-from curate.fetch.strip import without_metadata, without_texts
+from curate.fetch.strip import to_decode, without_metadata
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SECRET = b"52.5163N-13.3777E"
@@ -74,8 +74,8 @@ def test_kept_bytes_tell_nothing(kind: str, options: dict[str, Any]) -> None:
     body = telling(kind, **options)
     assert SECRET in body
     assert without_metadata(saved(kind, **options), kind.lower()) is not None
-    quality = {"encode_quality": 1} if kind == "PNG" else {}
-    settings = ImageSettings(image_size=80, skip_reencode=True, encode_format=FORMATS[kind], **quality)
+    quality = 1 if kind == "PNG" else 95
+    settings = ImageSettings(image_size=80, skip_reencode=True, encode_format=FORMATS[kind], encode_quality=quality)
     stored = convert(body, settings)
     for secret in (SECRET, b"Camera", b"harbour", b"adobe:ns"):
         assert secret not in stored.data
@@ -130,14 +130,18 @@ def test_what_cannot_be_stripped_is_encoded_again() -> None:
     assert without_metadata(webp[: len(webp) // 2], "webp") is None
 
 
-def test_texts_go_before_decoding_and_the_rest_stays() -> None:
+def test_what_no_decoder_needs_goes_before_decoding() -> None:
     body = telling("PNG")
-    bare = without_texts(body)
-    assert SECRET not in bare.replace(chunk(b"prVt", SECRET), b"")
+    bare = to_decode(body)
+    assert SECRET not in bare
     assert b"iCCP" in bare
-    assert b"prVt" in bare
-    assert without_texts(bare) is bare
-    assert without_texts(body[:-45]) == body[:-45]
+    assert to_decode(bare) is bare
+    assert to_decode(body[:-45]) == body[:-45]
+    strange = body[:33] + chunk(b"CrIt", b"?") + body[33:]
+    assert chunk(b"CrIt", b"?") in to_decode(strange)
+    stream = io.BytesIO()
+    picture().save(stream, "PNG", save_all=True, append_images=[picture().rotate(90)])
+    assert to_decode(stream.getvalue()) == stream.getvalue()
 
 
 def test_stripping_real_photos_changes_no_pixel() -> None:
