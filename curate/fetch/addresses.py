@@ -163,7 +163,8 @@ class CheckedResolver(AbstractResolver):
         except OSError as error:
             final = isinstance(error, PrivateAddress) or error.errno in _NO_SUCH_HOST
             lasting = ANSWER_SECONDS if isinstance(error, PrivateAddress) else math.inf
-            answer = _Answer((), error, self._until(lasting if final else self._failed_seconds))
+            # a copy: a traceback would keep all that was at work when it was raised
+            answer = _Answer((), type(error)(*error.args), self._until(lasting if final else self._failed_seconds))
         finally:
             del self._asking[host]
         self._answers.pop(host, None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,7 +30,7 @@ FULL_SECONDS = 0.02
 """What `ready` answers for a host whose turns are all taken."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Host:
     """What is known of a host; times are the loop's. `room` is how many requests may run at once now.
 
@@ -47,7 +47,7 @@ class Host:
     shut_seconds: float = 0.0
     since: float = 0.0
     last: tuple[str, str] = ("", "")
-    queue: deque[tuple[asyncio.Future[None], float]] = field(default_factory=deque)
+    queue: list[tuple[asyncio.Future[None], float]] = field(default_factory=list)
     alarm: asyncio.TimerHandle | None = None
 
 
@@ -62,21 +62,32 @@ class Hosts:
         self._patience = patience_seconds
         self._probe = probe_seconds
         self._hosts: dict[str, Host] = {}
+        self._promised: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._hosts)
 
     def ready(self, key: str) -> float:
-        """Seconds until a request to the host would begin; 0 also where it would be refused at once."""
+        """Seconds until a request to the host would begin; 0 also where it would be refused at once.
+
+        Who is told 0 is expected in the next round of the loop: until then the turn counts as taken.
+        """
+        loop = asyncio.get_running_loop()
         host = self._hosts.get(key)
-        if host is None:
-            return 0.0
-        now = asyncio.get_running_loop().time()
-        if host.shut_until > now:
-            return 0.0
-        if host.paused_until > now:
-            return host.paused_until - now
-        return FULL_SECONDS if host.running + len(host.queue) >= host.room else 0.0
+        taken, room = self._promised.get(key, 0), self._per_host
+        if host is not None:
+            now = loop.time()
+            if host.shut_until > now:
+                return 0.0
+            if host.paused_until > now:
+                return host.paused_until - now
+            taken, room = taken + host.running + len(host.queue), host.room
+        if taken >= room:
+            return FULL_SECONDS
+        if not self._promised:
+            loop.call_soon(self._promised.clear)
+        self._promised[key] += 1
+        return 0.0
 
     async def enter(self, key: str, patience: float) -> Host:
         """A turn with the host, to be given back with `leave`.
@@ -193,14 +204,14 @@ class Hosts:
             host.alarm = loop.call_at(host.paused_until, partial(self._grant, host)) if host.queue else None
             return
         while host.queue and host.running < host.room:
-            turn, _ = host.queue.popleft()
+            turn, _ = host.queue.pop(0)
             if not turn.done():
                 host.running += 1
                 turn.set_result(None)
 
     def _turn_away(self, host: Host, now: float) -> None:
         """Refuse those who wait and will not be served in time."""
-        staying: deque[tuple[asyncio.Future[None], float]] = deque()
+        staying: list[tuple[asyncio.Future[None], float]] = []
         for turn, patience in host.queue:
             refusal = self._refusal(host, now, patience)
             if refusal is None:

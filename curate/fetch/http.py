@@ -26,7 +26,7 @@ from curate.fetch.addresses import CheckedResolver, Lookup, is_public, literal
 from curate.fetch.bodies import Grow, receive
 from curate.fetch.clock import Clock
 from curate.fetch.faults import ALWAYS, TROUBLE, Failed, named, unresolved
-from curate.fetch.hosts import Host, Hosts
+from curate.fetch.hosts import FULL_SECONDS, Host, Hosts
 from curate.fetch.settings import FetchLimits
 from curate.fetch.urls import host_key, host_of, opted_out, parse_url, redirect, retry_after
 
@@ -201,9 +201,13 @@ class Fetcher:
     def ready(self, url: str) -> float:
         """Seconds until a request to the host of `url` would begin: 0 now, a little when its turns are all taken.
 
-        While the host pauses, what is left of that; 0 where `fetch` would fail at once.
+        While the host pauses, what is left of that; 0 also where `fetch` would fail at once. Who is told 0 should
+        call `fetch` within this round of the loop: until then the turn counts as taken.
         """
-        return self._hosts.ready(host_of(url))
+        host = host_of(url)
+        if self._robots is not None and self._robots.busy(host):
+            return FULL_SECONDS
+        return self._hosts.ready(host)
 
     async def fetch(self, url: str, grow: Grow | None = None) -> Fetched:
         """The body at `url`, or why there is none; raises nothing but cancellation.
@@ -232,7 +236,6 @@ class Fetcher:
         tries = 0
         while True:
             tries += 1
-            job.forget()
             try:
                 return await self._hops(url, job)
             except Failed as failed:
@@ -262,6 +265,7 @@ class Fetcher:
                 if not asked:
                     asked = True
                     job.tries += 1
+                    job.forget()
                 found = await self._turn(url, host, job, named_host=address is None)
             finally:
                 self._hosts.leave(host)

@@ -8,6 +8,7 @@ since it says nothing of what is allowed. Crawl-delay is no part of the standard
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from yarl import URL
 
 from curate.fetch.faults import NotAsked
 from curate.fetch.settings import AGENT_TOKEN
+from curate.fetch.urls import host_key
 
 if TYPE_CHECKING:
     from protego import Protego
@@ -56,6 +58,11 @@ class Robots:
         self._ask = ask
         self._rules: dict[str, _Rules] = {}
         self._asking: dict[str, asyncio.Task[_Rules]] = {}
+        self._hosts: Counter[str] = Counter()
+
+    def busy(self, host: str) -> bool:
+        """Whether a robots.txt of the host (`urls.host_key`) is being asked for, so that its URLs would wait."""
+        return host in self._hosts
 
     async def check(self, url: URL) -> None:
         """Pass where `url` may be fetched; raises NotAsked where its origin forbids it or cannot be asked."""
@@ -79,10 +86,13 @@ class Robots:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _get(self, origin: str, url: URL) -> _Rules:
+        host = host_key(url)
+        self._hosts[host] += 1
         try:
             rules = await self._rules_of(await self._ask(url.with_path("/robots.txt")))
         finally:
             del self._asking[origin]
+            self._hosts -= Counter([host])
         if len(self._rules) >= MOST_ORIGINS:
             del self._rules[next(iter(self._rules))]
         self._rules[origin] = rules

@@ -110,6 +110,21 @@ def test_it_is_asked_for_once_an_origin(server: HostileServer) -> None:
     assert server.hits["/private/a"] == 0
 
 
+def test_a_host_is_not_ready_while_it_is_asked_for(server: HostileServer) -> None:
+    server.routes["/robots.txt"] = servers.slow(0.1, b"")
+
+    async def one() -> None:
+        async with Fetcher(POLITE) as fetcher:
+            fetching = asyncio.ensure_future(fetcher.fetch(server.url("/ok")))
+            await asyncio.sleep(0.05)
+            assert fetcher.ready(server.url("/ok")) > 0
+            assert fetcher.ready("http://other.example/") == 0
+            assert (await fetching).body == b"body"
+            assert fetcher.ready(server.url("/ok")) == 0
+
+    asyncio.run(one())
+
+
 @pytest.mark.parametrize(
     ("reply", "code"),
     [
