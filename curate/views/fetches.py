@@ -286,9 +286,12 @@ def lines(said: Mapping[str, Any]) -> Iterator[str]:
 
 def _second_pass(said: Mapping[str, Any]) -> Iterator[str]:
     again, attempts = said["again"], said["attempts"]
-    if again["transient"] or again["dead"]:
-        mended = plural(again["transient"], "failure is", "failures are")
-        yield f"again     {mended} transient: another attempt may mend them; {again['dead']:,} dead"
+    failed = again["transient"] + again["dead"]
+    if again["transient"]:
+        mended, dead = f"{again['transient']:,} of {failed:,} failures", f"{again['dead']:,} are dead"
+        yield f"again     another attempt may mend {mended}; {dead}"
+    elif failed:
+        yield "again     no failure is transient: another attempt would mend nothing"
     if attempts:
         yield f"attempts  {len(attempts):,} since the download"
     if again["go_on_command"]:

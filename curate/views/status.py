@@ -160,8 +160,8 @@ def lines(told: Mapping[str, Any]) -> list[str]:
             out.append(f"shards    {told['shards']:,}, not read yet: the first stage that needs them does")
         else:
             failed, asked = sum(told["failed"].values()), told["download"]["asked"]
-            share = f" ({told['stored'] / asked:.1%} of {asked:,})" if asked else ""
-            out.append(f"shards    {told['shards']:,}: {told['stored']:,} images stored{share}, {failed:,} failed")
+            share = f" ({told['stored'] / asked:.1%} success)" if asked else ""
+            out.append(f"shards    {told['shards']:,}: {told['stored']:,} images stored, {failed:,} failed{share}")
             out += fetches.lines(told["download"])
     for model in told["models"]:
         made = "published" if model["published"] else f"{model['ok']:,} of {model['samples']:,} samples"

@@ -69,7 +69,7 @@ def test_codes_have_shares_and_a_fate(tmp_path: Path) -> None:
         {"code": "timeout", "samples": 2, "share": 0.2, "transient": True},
     ]
     assert (told["received_bytes"], told["stored_bytes"]) == (4_000_000, 1_500_000)
-    assert "1: 5 images stored (50.0% of 10), 5 failed" in text
+    assert "1: 5 images stored, 5 failed (50.0% success)" in text
     assert [line.split() for line in text.splitlines() if line.startswith("  http_404")] == [
         ["http_404", "3", "30.0%", "dead"]
     ]
@@ -93,7 +93,7 @@ def test_what_another_attempt_may_mend(tmp_path: Path) -> None:
         "code_command": timeouts,
         "go_on_command": None,
     }
-    assert "again     7 failures are transient: another attempt may mend them; 4 dead" in text
+    assert "again     another attempt may mend 7 of 11 failures; 4 are dead" in text
     assert f"  {again}\n" in text
     assert f"  for timeout alone, the most of them: {timeouts}" in text
 
@@ -118,13 +118,14 @@ def test_one_code_is_not_named_where_it_tells_nothing(tmp_path: Path, rows: list
 def test_the_dead_are_not_asked_again(tmp_path: Path) -> None:
     told, text = said(pool_of(tmp_path, fails("http_404", "a.test", 2)))
     assert (told["again"]["transient"], told["again"]["dead"], told["again"]["command"]) == (0, 2, None)
+    assert "no failure is transient" in text
     assert "--retry-failed" not in text
 
 
 def test_a_pool_without_failures_says_nothing_of_them(tmp_path: Path) -> None:
     told, text = said(make_pool(tmp_path, 2, 3))
     assert (told["asked"], told["codes"], told["hosts"], told["share"]) == (6, [], [], 1.0)
-    assert "2: 6 images stored (100.0% of 6), 0 failed" in text
+    assert "2: 6 images stored, 0 failed (100.0% success)" in text
     for label in ("again", "hosts", "pictures", "hashes", "attempts", "bytes"):
         assert f"\n{label} " not in text
 

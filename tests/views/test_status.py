@@ -55,7 +55,7 @@ def test_our_pool(tmp_path: Path) -> None:
     assert not told["unreadable"]
     text = "\n".join(lines(told))
     assert "samples   8 in 2 parts" in text
-    assert "2: 5 images stored (62.5% of 8), 3 failed" in text
+    assert "2: 5 images stored, 3 failed (62.5% success)" in text
     assert "selection chosen: 1 of 8 kept (latest)" in text
 
 
