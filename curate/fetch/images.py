@@ -220,6 +220,7 @@ def _decode(body: bytes, header: Header, reduction: int = 1) -> tuple[Pixels, bo
     if pixels is None:
         raise SampleError("bad_image", f"a {header.format} that does not decode")
     kept = header.frames == 1 and header.orientation == 1
+    premultiplied = header.format == "tiff" and pixels.dtype == np.uint8  # by libtiff, where the file is not
     if pixels.dtype == np.uint16:
         # AVIF and JPEG 2000 come in as many bits as they were coded in, the others in all 16
         bits = header.bits if header.format in ("avif", "jp2") else 16
@@ -227,19 +228,18 @@ def _decode(body: bytes, header: Header, reduction: int = 1) -> tuple[Pixels, bo
     elif pixels.dtype != np.uint8:
         raise SampleError("bad_image", f"samples of type {pixels.dtype} have no known range")
     if pixels.ndim == 3 and pixels.shape[2] == 4:
-        pixels, kept = _over_white(pixels), False
+        pixels, kept = _over_white(pixels, _white_table(premultiplied)), False
     elif pixels.ndim == 3 and pixels.shape[2] != 3:
         raise SampleError("bad_image", f"{pixels.shape[2]} channels")
     return pixels, kept
 
 
-def _over_white(pixels: Pixels) -> Pixels:
+def _over_white(pixels: Pixels, table: Pixels) -> Pixels:
     """BGRA composited on white, in bands of rows: whole frames of floats would take 24 times their bytes."""
     height, width = pixels.shape[:2]
     colours = np.ascontiguousarray(pixels[..., :3])
     if pixels[..., 3].min() == 255:
         return colours
-    table = _white_table()
     rows = max(1, _BAND // width)
     for top in range(0, height, rows):
         band = slice(top, top + rows)
@@ -250,10 +250,14 @@ def _over_white(pixels: Pixels) -> Pixels:
 
 
 @cache
-def _white_table() -> Pixels:
-    """img2dataset's alpha over white for every alpha (high byte) and colour (low byte)."""
+def _white_table(premultiplied: bool) -> Pixels:
+    """What is seen on white of every alpha (high byte) and colour (low byte), to img2dataset's rounding.
+
+    Colours that are `premultiplied` with their alpha are not multiplied again, as img2dataset does with TIFFs.
+    """
     alpha, colour = np.arange(256, dtype=np.uint8).reshape(-1, 1), np.arange(256, dtype=np.uint8)
-    mixed: Pixels = np.rint((alpha / 255 * colour + 255 - alpha).clip(min=0, max=255))
+    share = 1.0 if premultiplied else alpha / 255
+    mixed: Pixels = np.rint((share * colour + 255 - alpha).clip(min=0, max=255))
     return mixed.astype(np.uint8).reshape(-1)
 
 

@@ -200,6 +200,11 @@ def test_alpha_is_composited_on_white() -> None:
     stored = pixels_of(convert(encoded(pixels), settings).data)
     assert np.unique(stored[:5]).tolist() == [127]
     assert np.unique(stored[5:]).tolist() == [255]
+    half_red = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
+    for kind in ("PNG", "TIFF", "WEBP"):
+        stream = io.BytesIO()
+        half_red.save(stream, kind, **({"lossless": True} if kind == "WEBP" else {}))
+        assert pixels_of(convert(stream.getvalue(), settings).data)[0, 0].tolist() == [127, 127, 255], kind
     gray_alpha = Image.new("LA", (4, 4), (0, 0))
     palette = Image.new("P", (4, 4), 0)
     for image, options in ((gray_alpha, {}), (palette, {"transparency": 0})):
