@@ -27,7 +27,7 @@ from curate.stages.download_plan import (
     check_foreign,
     check_part,
     has_metadata,
-    open_source,
+    open_given,
     plan,
 )
 from curate.stages.download_settings import DownloadSettings
@@ -106,7 +106,7 @@ def keep_metadata(
             str(root), "was downloaded from already, and its samples are its shards'", hint="another --pool"
         )
     check_foreign(layout)
-    listed, _ = open_source(layout, source, settings)
+    listed = open_given(source, settings)
     if listed.root is not None:
         raise InputError(str(source), "holds images, and no list", hint="leave out --metadata-only")
     return metadata.write(layout, listed, limit=limit, sample=sample)

@@ -239,23 +239,30 @@ def _going_on(
 
 
 def open_source(layout: Layout, source: Path | None, settings: DownloadSettings) -> tuple[SourceList, str]:
-    """The list at `source`, or the pool's metadata; and what sources.json calls its place."""
+    """The list that is meant by `source`, and what sources.json calls its place.
+
+    That is the pool's metadata where it has any: then `source` is that folder, or the list it was made of.
+    """
+    own = layout.root / METADATA
+    if has_metadata(layout):
+        from curate.stages import metadata
+
+        if source is not None and not (source.exists() and source.samefile(own)):
+            metadata.check_made_of(layout, open_given(source, settings).digest)
+            settings = replace(settings, url_col=None, caption_col=None)
+        return open_given(own, settings), METADATA
+    assert source is not None
+    return open_given(source, settings), str(source.absolute())
+
+
+def open_given(source: Path, settings: DownloadSettings) -> SourceList:
+    """The list, or the folder of images or tars, at a path."""
     from curate.fetch.folder import holds_images, open_folder
     from curate.fetch.lists import open_list
-    from curate.stages import metadata
 
-    own = layout.root / METADATA
-    if source is not None and has_metadata(layout) and not (source.exists() and source.samefile(own)):
-        given = open_list(source, url_col=settings.url_col, caption_col=settings.caption_col, usual=ALIASES)
-        metadata.check_made_of(layout, given.digest)
-        source, settings = None, replace(settings, url_col=None, caption_col=None)
-    if source is None or (source.exists() and own.exists() and source.samefile(own)):
-        path, source = METADATA, own
-    else:
-        path = str(source.absolute())
-        if holds_images(source):
-            return open_folder(source), path
-    return open_list(source, url_col=settings.url_col, caption_col=settings.caption_col, usual=ALIASES), path
+    if holds_images(source):
+        return open_folder(source)
+    return open_list(source, url_col=settings.url_col, caption_col=settings.caption_col, usual=ALIASES)
 
 
 def _kept(layout: Layout, name: str) -> npt.NDArray[np.void]:

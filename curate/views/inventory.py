@@ -14,7 +14,7 @@ from curate.fetch.hub_record import INCOMPLETE, RECORD
 from curate.pool import Pool
 from curate.receipts import RECEIPTS, Receipt, read_json, read_receipt, receipt_path
 
-OWN = ("derived", "embeddings", "scores", "indexes", "selections", "logs")
+OWN = ("derived", "embeddings", "scores", "indexes", "selections", "sources", "logs")
 """Folders that only `curate` writes, below the pool's `work`."""
 
 _LOOSE = frozenset({"model.json", "score.json", "latest.json", "sources.json", "attempts.json", "subset.json"})
