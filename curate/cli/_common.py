@@ -113,6 +113,11 @@ def printable(line: str) -> str:
     return line if line.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in line)
 
 
+def say(text: str) -> None:
+    """Something beside the result, on stderr."""
+    sys.stderr.write(printable(text) + "\n")
+
+
 def show_json(value: Any) -> None:
     """The result as JSON, on stdout."""
     text = json.dumps({"format": 1, **value}, indent=1, ensure_ascii=False, default=str)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.pool.layout import DOWNLOAD_STAGE, Layout
 from curate.receipts import Receipt
 from curate.stages import download_part as fetching
+from curate.stages import sources
 from curate.stages.download_part import LANES, Job
 from curate.stages.shard_files import TABLE, Record, our_columns, write_shard
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 ATTEMPT = "attempt"
 """In what a receipt stands for: the number of the attempt that its part has seen, where it has seen one."""
+
+_KEPT_LIMITS = ("max_bytes", "obey_opt_out", "obey_robots")
+"""Limits that decide what is stored."""
 
 NEVER = frozenset({"blocked", "duplicate_url", "no_url", "bad_url", "bad_scheme", "bad_caption", "bad_metadata"})
 """What no attempt may or can mend."""
@@ -47,6 +51,7 @@ class Retry:
     """Error codes to ask for again; empty: all that are transient."""
     parts: Mapping[str, Receipt]
     limits: FetchLimits
+    """Deadlines and manners; what decides what is stored is as it was at the download."""
 
     @property
     def rows(self) -> int:
@@ -68,9 +73,9 @@ def plan(root: Path, codes: Sequence[str], images: ImageSettings, limits: FetchL
             str(root), "has no download of curate's to go over again", hint="curate download --pool DIR"
         )
     receipts.sweep(layout.shards)
-    made = receipts.receipts(layout.shards)
+    made = _fetched(layout)
     for receipt in made.values():
-        _check_settings(root, receipt, images)
+        _check_settings(root, receipt, images, limits)
     number, wanted = _attempt(layout, codes)
     parts = {
         part: receipt
@@ -134,14 +139,32 @@ def _check_code(code: str) -> None:
         raise UnknownName("--codes", "error code", code, ERROR_CODES)
 
 
-def _check_settings(root: Path, receipt: Receipt, images: ImageSettings) -> None:
+def _fetched(layout: Layout) -> dict[str, Receipt]:
+    """The receipts of all shards that were fetched; files of this machine are not asked for again."""
+    folders = [entry for entry in sources.read(layout) if entry.kind == "folder"]
+    return {
+        part: receipt
+        for part, receipt in receipts.receipts(layout.shards).items()
+        if not any(entry.first_shard <= int(part) < entry.last_shard for entry in folders)
+    }
+
+
+def _check_settings(root: Path, receipt: Receipt, images: ImageSettings, limits: FetchLimits) -> None:
+    blocked = receipt.what.get("block_list")
+    now = receipts.file_sha256(Path(limits.block_list)) if limits.block_list else None
+    if blocked != now:
+        raise InputError(
+            "--block-list",
+            f"is not that of the download (its sha256 is {blocked or 'none'} then, {now or 'none'} now)",
+            hint="--block-list FILE as it was, or none where there was none",
+        )
     made_with = ImageSettings.from_json(receipt.what["images"])
-    if images not in (ImageSettings(), made_with):
-        before, now = receipts.digest(made_with.as_json()), receipts.digest(images.as_json())
+    if images not in (ImageSettings(), replace(made_with, verify_hash=images.verify_hash)):
+        then, here = receipts.digest(made_with.as_json()), receipts.digest(images.as_json())
         names = ", ".join(n.replace("_", "-") for n in receipts.changed(made_with.as_json(), images.as_json()))
         raise InputError(
             str(root),
-            f"was downloaded with other settings ({names}; {before[:12]} then, {now[:12]} now)",
+            f"was downloaded with other settings ({names}; {then[:12]} then, {here[:12]} now)",
             hint="an attempt takes the settings of the download: leave the flags out",
         )
 
@@ -179,11 +202,12 @@ def _task(planned: Retry, part: str, receipt: Receipt, effort: Mapping[str, Any]
     what = receipt.what
     job = Job(
         ImageSettings.from_json(what["images"]),
-        planned.limits,
+        replace(planned.limits, **{name: what[name] for name in _KEPT_LIMITS}),
         key_digits=0,
-        verify_column=what.get("verify_column"),
-        bbox_column=what.get("bbox_column"),
-        placeholder_urls=what.get("placeholder_urls", 10),
+        verify_column=what["verify_column"],
+        bbox_column=what["bbox_column"],
+        placeholder_urls=what["placeholder_urls"],
+        fetcher=what["fetcher"],
         **effort,
     )
     args = (planned.layout.shards, part, planned.codes, planned.number, job)

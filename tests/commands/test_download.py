@@ -97,7 +97,7 @@ def test_what_is_wrong_is_refused(
 
 
 def test_no_network_is_said_with_the_hosts_name(tmp_path: Path) -> None:
-    done = curate("--yes", cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:1")
+    done = curate("--yes", cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:1", HF_HUB_OFFLINE="0")
     assert done.returncode == 1
     assert "curate: 127.0.0.1:1: mlfoundations/datacomp_small cannot be had from there" in done.stderr
     assert "--source FILE_OR_FOLDER" in done.stderr

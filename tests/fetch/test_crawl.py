@@ -25,7 +25,7 @@ from tests.fetch.servers import HostileServer, answer, running, slow, status
 
 IMAGES = ImageSettings(image_size=32)
 LIMITS = FetchLimits(
-    connect_seconds=0.5, idle_seconds=1.0, total_seconds=2.0, backoff_seconds=0.01, allow_private=True, min_rate=0
+    connect_seconds=0.5, idle_seconds=2.0, total_seconds=4.0, backoff_seconds=0.01, allow_private=True, min_rate=0
 )
 ONE = Effort(connections=8, threads=1)
 
@@ -117,7 +117,7 @@ def test_rows_of_one_url_may_want_different_images(server: HostileServer) -> Non
 
 
 def test_the_slow_host_of_one_part_does_not_hold_up_the_next(server: HostileServer) -> None:
-    server.routes["/slow.jpg"] = slow(1.0, jpeg())
+    server.routes["/slow.jpg"] = slow(0.8, jpeg())
     ended: list[str] = []
 
     def part(name: str, paths: list[str]) -> None:
