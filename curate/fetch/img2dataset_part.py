@@ -11,7 +11,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from importlib import metadata
@@ -98,7 +99,7 @@ def fetch(
     if any(target.file for target in targets.values()):
         raise InputError(WHERE, "fetches URLs only (found files of this machine)", hint="leave --fetcher out")
     asked, refused = _sorted_out(targets)
-    done(len(refused), len(refused), {})
+    done(len(refused), len(refused), _news(refused.values()))
     part = _Part(targets, asked, spool, images)
     if asked:
         seen = Seen(done)
@@ -109,8 +110,15 @@ def fetch(
             run(place, options, limits, seen, patience)
             part.take_in(place / "out")
         lost = sum(o.error_code is not None for o in part.outcomes.values())
-        done(len(part.outcomes) - seen.rows, lost - seen.failed, {})
+        done(len(part.outcomes) - seen.rows, lost - seen.failed, _news(part.outcomes.values()))
     return {number: refused.get(number) or part.outcomes[number] for number in targets}
+
+
+def _news(outcomes: Collection[Outcome]) -> Counter[str]:
+    """The figures of outcomes that add up: failures by code, bytes stored."""
+    news = Counter(f"code:{o.error_code}" for o in outcomes if o.error_code)
+    news["stored"] = sum(o.length for o in outcomes)
+    return news
 
 
 def _sorted_out(targets: Mapping[int, Target]) -> tuple[dict[str, list[int]], dict[int, Outcome]]:

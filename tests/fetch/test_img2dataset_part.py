@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,10 @@ class Told:
     rows: int = 0
     failed: int = 0
     calls: int = 0
+    news: Counter[str] = field(default_factory=Counter)
 
-    def __call__(self, rows: int, failed: int, _news: Mapping[str, float]) -> None:
+    def __call__(self, rows: int, failed: int, news: Mapping[str, float]) -> None:
+        self.news.update({name: int(count) for name, count in news.items()})
         self.rows += rows
         self.failed += failed
         self.calls += 1
@@ -113,6 +115,10 @@ def test_a_part_is_what_our_own_crawler_makes_of_it(server: HostileServer, tmp_p
     assert codes(got) == [code for _, _, code in wanted]
     assert (told.rows, told.failed) == (len(wanted), sum(code is not None for _, _, code in wanted))
     assert told.calls > 2
+    assert told.news == {
+        **Counter(f"code:{code}" for _, _, code in wanted if code),
+        "stored": sum(outcome.length for outcome in got.values()),
+    }
     assert server.hits["/large.jpg"] == server.hits["/clear.png"] == 1
     assert [n for n, o in got.items() if o.repeat] == [160]
     assert list(tmp_path.iterdir()) == []
