@@ -263,7 +263,7 @@ def lines(said: Mapping[str, Any]) -> Iterator[str]:
         name = inert(code["code"], CODE_CHARACTERS)
         yield f"  {name:<20} {code['samples']:>12,} {code['share']:>7.1%}  {fate}"
     if said["stored_bytes"] is not None:
-        received = "" if said["received_bytes"] is None else f", of {size(said['received_bytes'])} received"
+        received = "" if said["received_bytes"] is None else f"; {size(said['received_bytes'])} were received"
         yield f"bytes     {size(said['stored_bytes'])} of images{received}"
     if len(said["sources"]) > 1:
         rows = [source["rows"] for source in said["sources"]]

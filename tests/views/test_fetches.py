@@ -74,7 +74,7 @@ def test_codes_have_shares_and_a_fate(tmp_path: Path) -> None:
         ["http_404", "3", "30.0%", "dead"]
     ]
     assert "20.0%  transient" in text
-    assert "bytes     1.5 MB of images, of 4.0 MB received" in text
+    assert "bytes     1.5 MB of images; 4.0 MB were received" in text
 
 
 def test_what_another_attempt_may_mend(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from curate.pool import open_pool
 from curate.pool.adopt import adopt
 from curate.receipts import write_json
 from curate.views.status import lines, status
+from tests.commands.cli import curate
+from tests.fetch.servers import HostileServer, answer, raw, running
 from tests.pools import (
+    jpeg,
     make_img2dataset,
     make_metadata,
     make_pool,
@@ -172,3 +176,27 @@ def test_work_folder(tmp_path: Path) -> None:
     (tmp_path / "work/derived/00000.parquet").unlink()
     told = status(open_pool(tmp_path / "pool", tmp_path / "work"))
     assert [m["path"] for m in told["missing"]] == [str(tmp_path / "work/derived/00000.parquet")]
+
+
+def test_a_real_download_and_an_attempt(tmp_path: Path) -> None:
+    """What the commands write is what status reads, and the command that it names is one."""
+    pool, source = tmp_path / "pool", tmp_path / "list.txt"
+    gone = {f"/gone{n}": answer(b"no", code=404) for n in range(3)}
+    broken = {f"/broken{n}": raw(b"", reset=True) for n in range(5)}
+    images = {f"/{n}.jpg": jpeg(n) for n in range(3)} | {f"/same{n}.jpg": jpeg(9) for n in range(12)}
+    flags = ("--allow-private-hosts", "--retries", "0", "--workers", "0")
+    with running(HostileServer({**gone, **broken, **images})) as server:
+        source.write_text("\n".join(server.url(path) for path in server.routes))
+        curate("download", "--source", source, "--pool", pool, *flags)
+        told = status(open_pool(pool))["download"]
+        host = f"127.0.0.1:{server.port}"
+        assert told["hosts"] == [{"host": host, "failed": 8, "requests": 23, "code": "reset"}]
+        assert (told["placeholders"], told["hash_mismatches"]) == (12, 0)
+        assert [(p["samples"], p["host"]) for p in told["pictures"]] == [(12, host)]
+        assert told["received_bytes"] >= sum(map(len, images.values()))
+        server.routes |= dict.fromkeys(broken, jpeg(5))
+        again = shlex.split(told["again"]["command"])
+        assert curate(*again[1:], *flags).code == 0
+        told = status(open_pool(pool))["download"]
+        assert (told["stored"], told["again"]["transient"], told["received_bytes"]) == (20, 0, None)
+        assert [a["done"] for a in told["attempts"]] == [True]
