@@ -96,10 +96,16 @@ def each(rows: Rows) -> Iterator[pa.Table]:
 
 def texts(rows: Rows, column: str) -> Iterator[list[str | None]]:
     """One column of the list as it stands, in lists of at most MARK_EVERY texts."""
+    for cells in column_of(rows, column):
+        yield _texts(pa.table({column: cells}), column)
+
+
+def column_of(rows: Rows, column: str) -> Iterator[pa.ChunkedArray]:
+    """One column of the list as its files have it, at most MARK_EVERY cells at a time; nulls where one lacks it."""
     alone = Columns(column, None, None, pa.schema([]).serialize().to_pybytes())
     for piece in rows.slices:
         for raw, _ in _tables(piece, alone, pa.schema([])):
-            yield _texts(raw, column)
+            yield raw[column] if column in raw.column_names else pa.chunked_array([pa.nulls(len(raw))])
 
 
 def _made(raw: pa.Table, whole: Sequence[bool], columns: Columns, others: pa.Schema) -> pa.Table:
@@ -113,9 +119,8 @@ def _made(raw: pa.Table, whole: Sequence[bool], columns: Columns, others: pa.Sch
         given = (_clean(uid) or "").strip().lower()
         urls.append(clean_url)
         captions.append(clean_caption if clean_caption == caption else None)
-        error = _error(complete, url, clean_url, caption, clean_caption, given)
-        if columns.local and error == "no_url":
-            error = None
+        named = (url, clean_url) if url or not columns.local else ("file", "file")
+        error = _error(complete, *named, caption, clean_caption, given)
         errors.append(error or (told if told in SPOILED else None))
         if is_uid(given):
             uids.append(given)

@@ -133,7 +133,12 @@ def plan(
     chain = next((c for c in (sources.covered(listed, before, c) for c in sources.chains(before)) if c), [])
     if before and not chain and not add:
         raise sources.another_list(layout, before, listed, add=own)
-    return _planned(layout, settings, before, chain, listed, path, kept, selection, sample, limit)
+    made = _planned(layout, settings, before, chain, listed, path, kept, selection, sample, limit)
+    if source is None and selection is None and sample is None and limit is None:
+        others = [c for c in sources.chains(before) if not chain or c[0] != chain[0]]
+        works = [work for other in others for work in _going_on(layout, before, other, settings)]
+        return replace(made, works=(*works, *made.works))
+    return made
 
 
 def _planned(
@@ -149,7 +154,7 @@ def _planned(
     limit: int | None,
 ) -> Plan:
     """What is asked for of one list, part of which the entries of `chain` may have already."""
-    columns = settings.columns(listed)
+    columns = settings.columns(listed, before[chain[-1]].columns if chain else None)
     for place in chain:
         sources.check_columns(layout, before[place], columns)
     want = drawn.wanted(listed, kept=kept, sample=sample, limit=limit)

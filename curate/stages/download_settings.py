@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,17 +67,26 @@ class DownloadSettings:
             "block_list": receipts.file_sha256(Path(blocked)) if blocked else None,
         }
 
-    def columns(self, source: SourceList) -> dict[str, Any]:
-        """What the columns of a list stand for, with these settings. Raises InputError for one that it lacks."""
-        hashes: Sequence[str] | None = None
-        if self.verify_column and self.images.verify_hash:
+    def columns(self, source: SourceList, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the columns of a list stand for: as is set, else as it was `before`, else as its names say.
+
+        Raises InputError for a column that it lacks.
+        """
+        boxes, hashes = self.bbox_col, None
+        if boxes:
+            _need(source, "--bbox-col", boxes, "--bbox-col COLUMN")
+        elif before:
+            boxes = before["boxes"]
+        else:
+            boxes = source.box_column
+        if self.verify_column:
             _need(source, "--verify-hash", self.verify_column, "--verify-hash COLUMN HASH")
-            hashes = (self.verify_column, self.images.verify_hash)
-        elif source.root is None and (column := source.hash_column):  # a file's own table speaks of its original
-            hashes = (column, "sha256")
-        if self.bbox_col:
-            _need(source, "--bbox-col", self.bbox_col, "--bbox-col COLUMN")
-        return sources.columns_of(source, boxes=self.bbox_col or source.box_column, hashes=hashes)
+            hashes = [self.verify_column, self.images.verify_hash]
+        elif before:
+            hashes = before["hash"]
+        elif source.root is None and (column := source.hash_column):  # what a tar says of a hash is of its original
+            hashes = [column, "sha256"]
+        return sources.columns_of(source, boxes=boxes, hashes=hashes)
 
 
 def _need(source: SourceList, flag: str, column: str, usage: str) -> None:

@@ -99,15 +99,15 @@ def _given(source: SourceList) -> Iterator[Pairs]:
     """The column of uids, without reading the others where it is whole."""
     import pyarrow as pa
 
-    from curate.fetch.rows import read_rows, texts
+    from curate.fetch.rows import column_of, read_rows
 
     row = 0
-    for some in texts(source.part(0, source.rows), str(source.columns.uid)):
+    for cells in column_of(source.part(0, source.rows), str(source.columns.uid)):
         try:
-            yield uids.to_pairs(pa.array(some, pa.string()))
+            yield uids.to_pairs(cells)
         except (ValueError, pa.ArrowException):  # some are missing or wrong: these are derived
-            yield _made(read_rows(source.part(row, len(some))))
-        row += len(some)
+            yield _made(read_rows(source.part(row, len(cells))))
+        row += len(cells)
 
 
 def taken(layout: Layout, entries: Sequence[Entry], line: Sequence[int], rows: int) -> int | Mask:

@@ -123,7 +123,7 @@ def as_then(source: SourceList, entry: Entry) -> SourceList:
     return replace(source, columns=columns)
 
 
-def columns_of(source: SourceList, *, boxes: str | None, hashes: Sequence[str] | None) -> dict[str, Any]:
+def columns_of(source: SourceList, *, boxes: str | None, hashes: Sequence[str | None] | None) -> dict[str, Any]:
     """What an entry says of its list's columns; `hashes` are a column and the hash that it holds."""
     return {
         "url": source.columns.url,

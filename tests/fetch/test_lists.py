@@ -378,3 +378,34 @@ def test_real_lists_are_read_whole() -> None:
         assert got["caption"].to_pylist() == raw["TEXT"].to_pylist()
         assert set(got["list_error"].to_pylist()) == {None}
     assert open_list(folder / "test_1000.txt").rows == 1000
+
+
+def test_columns_that_mean_something_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    known = {"url": "http://a", "text": "x", "sha256": "A" * 64, "face_bboxes": [[0.0, 0.0, 1.0, 1.0]]}
+    source = open_list(write(tmp_path / "l.parquet", [known, {**known, "sha256": None}]))
+    assert (source.hash_column, source.box_column) == ("sha256", "face_bboxes")
+    odd = {**known, "sha256": "A" * 63, "face_bboxes": [0.0]}
+    source = open_list(write(tmp_path / "o.parquet", [odd]))
+    assert (source.hash_column, source.box_column) == (None, None)
+    source = open_list(
+        write(tmp_path / "l.csv", [{"url": "http://a", "sha256": ""}, {"url": "b", "sha256": "0" * 64}])
+    )
+    assert (source.hash_column, source.box_column) == ("sha256", None)
+
+
+def test_what_an_earlier_reading_said_of_a_row_stays_said(tmp_path: Path) -> None:
+    record = {"url": "http://a", "text": None, "list_error": "bad_caption"}
+    found = rows_of(write(tmp_path / "l.parquet", [record, {**record, "list_error": None}]))
+    assert [r["list_error"] for r in found] == ["bad_caption", None]
+    assert "list_list_error" not in found[0]
+    # a column of that name with other words in it is a column like others
+    (row,) = rows_of(write(tmp_path / "o.parquet", [{**record, "list_error": "whatever"}]))
+    assert (row["list_error"], row["list_list_error"]) == (None, "whatever")
+
+
+def test_repeats_are_told_by_their_rows(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    source = open_list(write(tmp_path / "l.csv", [{"url": f"http://a/{n}" if n else "", "n": n} for n in range(4)]))
+    found = read_rows(replace(source.part(0, 4), duplicates=(0, 2)))
+    assert found["list_error"].to_pylist() == ["no_url", None, "duplicate_url", None]
