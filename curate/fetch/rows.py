@@ -119,8 +119,8 @@ def _made(raw: pa.Table, whole: Sequence[bool], columns: Columns, others: pa.Sch
         given = (_clean(uid) or "").strip().lower()
         urls.append(clean_url)
         captions.append(clean_caption if clean_caption == caption else None)
-        named = (url, clean_url) if url or not columns.local else ("file", "file")
-        error = _error(complete, *named, caption, clean_caption, given)
+        named = url or ("a file" if columns.local else None)
+        error = _error(complete, named, clean_url or named, caption, clean_caption, given)
         errors.append(error or (told if told in SPOILED else None))
         if is_uid(given):
             uids.append(given)

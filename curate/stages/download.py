@@ -193,7 +193,8 @@ def _tasks(made: Plan, work: Work) -> Iterator[tuple[int, runner.Task]]:
             "rows": [first, last],
             **_of_entry(made.settings, work.entry),
         }
-        what = _as_retried(layout, part, what)
+        if layout.attempts.is_file():
+            what = _as_retried(layout, part, what)
         yield shard, runner.Task(part, layout.shards, what, download_part, samples=last - first)
 
 

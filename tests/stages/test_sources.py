@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from curate import receipts, uids
 from curate.errors import Busy, InputError, UnknownName
+from curate.fetch.lists import open_list
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.filter_api import chance
 from curate.pool import open_pool
@@ -271,6 +271,7 @@ def test_what_another_command_wrote_meanwhile_stays(tmp_path: Path, rows: Make) 
 def test_attempts_since_are_no_reason_to_begin_again(tmp_path: Path, rows: Make, server: HostileServer) -> None:
     pool, source = tmp_path / "pool", write(tmp_path / "l.csv", rows(0, 3))
     run(plan(pool, source, SETTINGS))
+    receipts.write_json(pool / "attempts.json", {"format": 1, "attempts": []})
     path = receipts.receipt_path(pool / "shards", "00000000")
     told = json.loads(path.read_text())
     told["what"]["attempt"] = 1
@@ -606,12 +607,9 @@ def test_a_pool_with_its_own_metadata_given_by_name(pool: Path) -> None:
     assert run(plan(pool, None, SETTINGS)).new is None
 
 
-def test_rows_are_drawn_without_more_memory_than_they_need(tmp_path: Path, rows: Make) -> None:
-    logging.getLogger("curate").setLevel(logging.WARNING)
+def test_a_selection_finds_its_rows_over_many_groups(tmp_path: Path, rows: Make) -> None:
     known = [{"uid": f"{n:032x}", "url": f"http://a/{n}", "text": "x"} for n in range(25_000)]
     known[7]["uid"] = None
-    from curate.fetch.lists import open_list
-
     source = open_list(write(tmp_path / "l.parquet", known, row_group_size=4_000))
     kept = uids.to_pairs(pa.array([f"{n:032x}" for n in range(0, 25_000, 3)]))
     want = drawn.wanted(source, kept=kept, sample=None, limit=None)
