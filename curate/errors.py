@@ -179,7 +179,8 @@ ERROR_CODES: dict[str, str] = {
 
 
 TRANSIENT = frozenset(
-    {"dns", "timeout", "reset", "refused", "bad_response", "empty", "decoder_died", "http_408", "http_425", "http_429"}
+    {"dns", "timeout", "reset", "refused", "bad_response", "empty", "decoder_died"}
+    | {"http_408", "http_425", "http_429"}
 )
 """Error codes, beside those of a server that fails (http_5NN), that another attempt may mend."""
 

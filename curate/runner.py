@@ -79,6 +79,7 @@ def run(
     shown: Callable[[str, int], Progress] = Progress,
     quiet: float | None = None,
     dead: float | None = None,
+    aloud: bool = True,
 ) -> Summary:
     """Do every task whose receipt does not match yet, and count all.
 
@@ -87,7 +88,8 @@ def run(
     inputs is taken away, so that nobody reads it for what was asked, unless `keep_outdated`.
 
     A worker does up to `lanes` parts at once; `shown(title, samples)` is the display of the progress. A part that
-    says nothing for `quiet` seconds is named, after `dead` seconds it is taken for dead with its worker.
+    says nothing for `quiet` seconds is named, after `dead` seconds it is taken for dead with its worker. Without
+    `aloud` nothing is said of parts that are done again: they are what was asked for.
     """
     summary = Summary(stage, parts=len(tasks))
     for folder in {t.folder for t in tasks}:
@@ -103,7 +105,8 @@ def run(
         if receipt and receipt.fingerprint != receipts.digest(task.what):
             changed.append((receipt, task))
         todo.append(task)
-    _say_changes(stage, changed)
+    if aloud:
+        _say_changes(stage, changed)
     if todo:
         try:
             effort = _Effort(workers, lanes, quiet, dead)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,20 @@ def watched() -> dict[str, Any]:
 
 
 def fetch_datacomp(
-    scale: str | None, root: Path, workers: int, *, embeddings: bool, limit: int | None, only: bool, yes: bool
-) -> None:
-    """DataComp's metadata of a scale, after a yes: what follows takes the disk and the night."""
+    scale: str | None,
+    root: Path,
+    workers: int,
+    *,
+    embeddings: bool,
+    limit: int | None,
+    sample: float | None,
+    only: bool,
+    yes: bool,
+) -> bool:
+    """DataComp's metadata of a scale, after a yes: what follows takes the disk and the night.
+
+    Returns whether that yes was given here, for the images too.
+    """
     from curate.fetch import hub
     from curate.progress import size, span
     from curate.stages.download import seconds_for
@@ -36,11 +48,14 @@ def fetch_datacomp(
     folder = root / "metadata"
     scale = scale or hub.begun(folder) or "small"
     found = hub.hub_pool(scale)
-    if hub.read_record(folder) is None:
-        share = 1.0 if limit is None else min(1.0, limit / found.rows)
-        rows = found.rows if limit is None else min(limit, found.rows)
-        metadata = max(share * found.files, 1) / found.files * (found.metadata_bytes + embeddings * found.npz_bytes)
-        images = "" if only else f"about {size(share * found.image_bytes)} of images and "
+    first = limit if limit is None or sample is None else math.ceil(limit / sample)
+    new = hub.read_record(folder) is None
+    if new:
+        listed = found.rows if first is None else min(first, found.rows)
+        rows = listed if only or sample is None else round(listed * sample)
+        parquet = max(listed / found.rows, 1 / found.files)
+        metadata = parquet * (found.metadata_bytes + embeddings * found.npz_bytes)
+        images = "" if only else f"about {size(rows / found.rows * found.image_bytes)} of images and "
         time = "" if only else f", some {span(seconds_for(rows, workers))} where the network keeps up"
         common.confirm(
             f"curate download --scale {scale}: {rows:,} rows of DataComp's pool, {images}{size(metadata)} of "
@@ -48,22 +63,48 @@ def fetch_datacomp(
             yes=yes,
             hint=f"curate download --scale {scale} --yes, or a list of your own: --source FILE_OR_FOLDER",
         )
-    _say_fetched(hub.fetch_metadata(found, folder, npz=embeddings, rows=limit), folder)
+    what = "metadata and vectors" if embeddings else "metadata"
+    _say_fetched(hub.fetch_metadata(found, folder, npz=embeddings, rows=first), folder, what)
+    return new and not only
+
+
+def ask_for_rows(made: Plan, workers: int, *, yes: bool) -> None:
+    """Begin with rows of the pool's metadata only after a yes: nobody has named a list, or how many of it."""
+    from curate.progress import size, span
+    from curate.stages.download import seconds_for, space_needed
+
+    rows = made.new.entry.rows if made.new else 0
+    common.confirm(
+        f"curate download: {rows:,} {'further ' if made.before else ''}rows of the pool's metadata, about "
+        f"{size(space_needed(made))} of images, some {span(seconds_for(rows, workers))} where the network keeps "
+        f"up, into {made.layout.root}",
+        yes=yes,
+        hint="--yes fetches them; --selection NAME what a selection kept",
+    )
+
+
+def named(root: Path, selection: str | None) -> str | None:
+    """The selection that is meant: `latest` is the one made last."""
+    from curate.pool.layout import Layout
+    from curate.selection import load
+
+    return load(Layout(root, root), None).name if selection == "latest" else selection
 
 
 def fetch_vectors(scale: str | None, root: Path) -> None:
     """The published vectors of the metadata that is there."""
     from curate.fetch import hub
 
-    _say_fetched(hub.fetch_vectors(root / "metadata", hub.hub_pool(scale) if scale else None), root / "metadata")
+    fetched = hub.fetch_vectors(root / "metadata", hub.hub_pool(scale) if scale else None)
+    _say_fetched(fetched, root / "metadata", "vectors")
 
 
-def _say_fetched(fetched: Fetched, folder: Path) -> None:
+def _say_fetched(fetched: Fetched, folder: Path, what: str) -> None:
     from curate.progress import plural, size
 
     if fetched.files:
         common.say(
-            f"{plural(len(fetched.files), 'file')} of metadata, {size(fetched.bytes)}, of revision "
+            f"{plural(len(fetched.files), 'file')} of {what}, {size(fetched.bytes)}, of revision "
             f"{fetched.revision[:12]}, in {folder}"
         )
     for name in fetched.lacking:
@@ -100,7 +141,7 @@ def retry(
     wanted = [code.strip() for code in (codes or "").split(",") if code.strip()]
     planned = stage.plan(root, wanted, settings.images, settings.limits)
     common.keep_log(planned.layout, "download")
-    summary = stage.retry(planned, workers=workers, connections=connections, **watched())
+    summary = stage.retry(planned, workers=workers, connections=connections, aloud=False, **watched())
     counts = summary.counts
     told = {
         "attempt": planned.number,

@@ -293,13 +293,15 @@ def download(
     if source is None and stage.has_source(root) and embeddings:
         parts.fetch_vectors(scale, root)
         return 0
+    told = False
     if source is None and (scale or not stage.has_source(root)):
-        parts.fetch_datacomp(
+        told = parts.fetch_datacomp(
             scale,
             root,
             hands or 1,
             embeddings=embeddings,
             limit=limit,
+            sample=sample,
             only=metadata_only,
             yes=yes,
         )
@@ -312,16 +314,12 @@ def download(
         source.expanduser() if source else None,
         settings,
         add=add,
-        selection=selection,
+        selection=parts.named(root, selection),
         limit=limit,
         sample=sample,
     )
-    if source is None and made.new and made.before and selection is None:
-        common.confirm(
-            f"curate download: {made.new.entry.rows:,} further rows of the pool's metadata, into {root}",
-            yes=yes,
-            hint="--yes fetches them; --selection NAME what a selection kept",
-        )
+    if source is None and made.new and selection is None and not told:
+        parts.ask_for_rows(made, hands or 1, yes=yes)
     if space_check:
         stage.check_space(made)
     common.keep_log(made.layout, "download")
@@ -359,6 +357,10 @@ def _check_together(given: set[str]) -> None:
         raise InputError("--codes", "says what to ask for again", hint="--retry-failed --codes dns,timeout")
     if "--add" in given and "--source" not in given:
         raise InputError("--add", "appends a list, and none is given", hint="--source FILE_OR_FOLDER --add")
+    if {"--metadata-only", "--scale", "--sample"} <= given:
+        raise InputError(
+            "--sample", "draws rows, and DataComp's metadata comes in whole files", hint="leave out --metadata-only"
+        )
     if "--metadata-only" in given and not given & {"--source", "--scale"}:
         raise InputError(
             "--metadata-only", "takes a list into the pool, and none is given", hint="--source FILE_OR_FOLDER"

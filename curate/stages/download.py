@@ -74,6 +74,8 @@ def download(made: Plan, *, workers: int, connections: int | None = None, **opti
     from curate.fetch import crawl
 
     layout = made.layout
+    if not made.settings.blur and any(work.entry.columns["boxes"] for work in made.works):
+        log.warning("%s: faces stay as they are (--no-blur-faces)", layout.shards)
     disk.make_folder(layout.root)
     with disk.lock(layout.sources.with_suffix(".lock"), wait=True):
         _remember(made)

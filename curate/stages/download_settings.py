@@ -47,7 +47,7 @@ class DownloadSettings:
         if (self.verify_column is None) != (self.images.verify_hash is None):
             raise InputError("--verify-hash", "needs a column and a hash", hint="--verify-hash sha256 sha256")
         if self.bbox_col is not None and not self.blur:
-            raise InputError("--bbox-col", "names faces to blur, and --no-blur leaves them", hint="leave one out")
+            raise InputError("--bbox-col", "names faces, and --no-blur-faces leaves them", hint="leave one out")
 
     def described(self) -> dict[str, Any]:
         """The settings that decide what is stored, as JSON. Deadlines and retries do not: they may change."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from curate.receipts import Output
 
 RESIZE_CODES = frozenset(
-    {"not_an_image", "bad_image", "too_many_pixels", "too_small", "bad_aspect", "encode_failed"}
+    {"not_an_image", "bad_image", "decoder_died", "too_many_pixels", "too_many_frames"}
+    | {"too_small", "bad_aspect", "encode_failed"}
 )
 """What img2dataset calls failed_to_resize; every other code is its failed_to_download."""
 

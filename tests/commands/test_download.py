@@ -82,6 +82,9 @@ def test_a_list_becomes_a_pool(server: HostileServer, tmp_path: Path) -> None:
         (["--scale", "smal", "--yes"], "no scale 'smal'", "small"),
         ([], "12,800,000 rows", "--yes"),
         (["--scale", "medium"], "128,000,000 rows", "curate download --scale medium --yes"),
+        (["--scale", "small", "--sample", "0.1"], "1,280,000 rows", "--yes"),
+        (["--scale", "small", "--sample", "0.1", "--metadata-only"], "in whole files", "leave out --metadata-only"),
+        (["--source", "list.csv", "--bbox-col", "faces", "--no-blur-faces"], "--no-blur-faces leaves them", None),
     ],
 )
 def test_what_is_wrong_is_refused(
@@ -94,6 +97,17 @@ def test_what_is_wrong_is_refused(
     assert hint is None or any(line.startswith("hint: ") and hint in line for line in done.stderr.splitlines())
     assert not (tmp_path / "pool").exists()
     assert done.stdout == ""
+
+
+def test_rows_of_metadata_are_begun_with_after_a_yes(server: HostileServer, tmp_path: Path) -> None:
+    source = listed(server, tmp_path)
+    assert curate("--source", source, "--metadata-only", cwd=tmp_path).returncode == 0
+    asked = curate(*QUICK, "--workers", "0", cwd=tmp_path)
+    assert asked.returncode == 2
+    assert "6 rows of the pool's metadata, about " in asked.stderr
+    assert "hint: --yes fetches them; --selection NAME" in asked.stderr
+    assert not (tmp_path / "pool" / "shards").exists()
+    assert "all samples  6" in curate("--yes", *QUICK, "--workers", "0", cwd=tmp_path).stdout
 
 
 def test_no_network_is_said_with_the_hosts_name(tmp_path: Path) -> None:
