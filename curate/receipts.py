@@ -227,6 +227,7 @@ class Output:
     def __init__(self, stage: str, version: int, part: str, folder: Path, what: Mapping[str, Any]) -> None:
         self.stage, self.version, self.part, self.folder = stage, version, part, folder
         self.what = what
+        self._replacing = False
         self._files: dict[str, tuple[io.BufferedWriter, _Raw, bool]] = {}
         self._began = time.time()
 
@@ -257,6 +258,7 @@ class Output:
         if replaces:
             # all or nothing: whoever finds this goes on with the renaming, see `sweep`
             write_json(_journal(self.folder, self.part), told)
+            self._replacing = True
             _forget_receipt(self.folder, self.part)
         for name, (_, raw, _varies) in self._files.items():
             with disk(self.folder / name):
@@ -287,9 +289,12 @@ class Output:
         )
 
     def abandon(self) -> None:
-        """Remove what was written under temporary names."""
+        """Remove what was written under temporary names; what is whole and replaces others is left to `sweep`."""
         for writer, raw, _ in self._files.values():
-            _drop(writer, raw)
+            if self._replacing:
+                raw.close()
+            else:
+                _drop(writer, raw)
         self._files.clear()
 
 
@@ -408,19 +413,26 @@ def _go_on_replacing(folder: Path) -> None:
         try:
             with lock(receipt_path(folder, part).with_suffix(".lock")):
                 told = read_json(path)
-                for name, written in told["outputs"].items():
-                    made = folder / f"{name}.tmp"
-                    if made.is_file() and made.stat().st_size == written["bytes"]:
-                        with disk(folder / name):
-                            _rename(made, folder / name)
-                for parent in {(folder / name).parent for name in told["outputs"]}:
-                    _fsync_folder(parent)
-                write_json(receipt_path(folder, part), told)
+                outputs = {name: Written(**written) for name, written in told["outputs"].items()}
+                if all(_renamed(folder / name, written) for name, written in outputs.items()):
+                    for parent in {(folder / name).parent for name in outputs}:
+                        _fsync_folder(parent)
+                    write_json(receipt_path(folder, part), told)
                 path.unlink(missing_ok=True)
         except Busy:
             continue
-        except (PartError, KeyError, TypeError, FileNotFoundError):
-            path.unlink(missing_ok=True)  # not ours, or already done by another process
+        except (PartError, KeyError, TypeError):
+            path.unlink(missing_ok=True)  # done by another process, or damaged: then the part is made anew
+
+
+def _renamed(path: Path, written: Written) -> bool:
+    """Whether `path` is what was written, after its temporary file has taken its name if it had not yet."""
+    made = path.with_name(f"{path.name}.tmp")
+    if made.is_file() and made.stat().st_size == written.bytes and file_sha256(made) == written.sha256:
+        with disk(path):
+            _rename(made, path)
+        return True
+    return path.is_file() and path.stat().st_size == written.bytes and file_sha256(path) == written.sha256
 
 
 def sweep(folder: Path) -> int:

@@ -20,7 +20,7 @@ import pytest
 from curate import receipts
 from curate.disk import lock
 from curate.errors import Busy, InputError, StopError
-from curate.receipts import Output, Receipt, digest, read_receipt, receipt_path
+from curate.receipts import Output, Receipt, digest, read_receipt, receipt_path, sweep
 
 
 def made(folder: Path, part: str = "p", text: bytes = b"words", **what: Any) -> Receipt:
@@ -153,20 +153,59 @@ def test_abandoned_files_leave_no_trace(tmp_path: Path) -> None:
     assert names(tmp_path) == ["_receipts/p.json", "p.log", "p.txt"]
 
 
-def test_a_new_part_replaces_the_old_receipt_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made(tmp_path, text=b"old")
+def replaced(folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str) -> None:
+    """A part of two files that takes the place of an old one, stopped before the renaming to `stop_at`."""
+    rename = receipts._rename
 
     def fail(source: Path, target: Path) -> None:
-        raise KeyboardInterrupt
+        if target.name == stop_at:
+            raise KeyboardInterrupt
+        rename(source, target)
 
-    monkeypatch.setattr(receipts, "_rename", fail)
-    output = Output("stage", 1, "p", tmp_path, {})
-    output.write("p.txt", b"new")
-    with pytest.raises(KeyboardInterrupt):
-        output.commit({"samples": 0})
-    output.abandon()
-    assert read_receipt(tmp_path, "p") is None  # it would stand for what is about to change
-    assert (tmp_path / "p.txt").read_bytes() == b"old"
+    for text in (b"old", b"new"):
+        if text == b"new":
+            monkeypatch.setattr(receipts, "_rename", fail)
+        output = Output("stage", 1, "p", folder, {"text": text.decode()})
+        output.write("a.txt", text + b" a")
+        output.write("b.txt", text + b" b")
+        try:
+            output.commit({"samples": 0})
+        except KeyboardInterrupt:
+            output.abandon()
+    monkeypatch.setattr(receipts, "_rename", rename)
+
+
+@pytest.mark.parametrize("stop_at", ["a.txt", "b.txt", "p.json"])
+def test_a_replacement_that_was_begun_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: str
+) -> None:
+    replaced(tmp_path, monkeypatch, stop_at)
+    assert read_receipt(tmp_path, "p") is None  # the old one would stand for what has begun to change
+    sweep(tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in ("a.txt", "b.txt")] == [b"new a", b"new b"]
+    receipt = read_receipt(tmp_path, "p")
+    assert receipt is not None
+    assert receipt.what == {"text": "new"}
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["_receipts", "a.txt", "b.txt", "p.json"]
+
+
+def test_a_replacement_that_was_not_begun_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(tmp_path, monkeypatch, "p.replaced")
+    sweep(tmp_path)
+    receipt = read_receipt(tmp_path, "p")
+    assert receipt is not None
+    assert receipt.what == {"text": "old"}
+    assert [(tmp_path / name).read_bytes() for name in ("a.txt", "b.txt")] == [b"old a", b"old b"]
+
+
+def test_a_replacement_that_lost_a_file_stands_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced(tmp_path, monkeypatch, "b.txt")
+    (tmp_path / "b.txt.tmp").write_bytes(b"odd b")
+    sweep(tmp_path)
+    assert read_receipt(tmp_path, "p") is None
+    assert not list((tmp_path / "_receipts").iterdir())
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -228,6 +228,8 @@ def serve(pipe: Connection, parent: int, settings: ImageSettings) -> None:
     from curate.fetch.images import convert, use_one_thread
 
     use_one_thread()
+    # what libjpeg and libpng say of broken files goes past every logger, and the row says it already
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     pipe.send(("ready", None))
     while True:
         try:

@@ -147,7 +147,6 @@ class ImageSettings:
                 f"{self.encode_format} takes a {meaning} of {low} to {high} (found {self.encode_quality})",
             )
 
-
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON can say them: no infinite numbers."""
         return {k: str(v) if isinstance(v, float) else v for k, v in asdict(self).items()}

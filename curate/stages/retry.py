@@ -72,7 +72,8 @@ def plan(root: Path, codes: Sequence[str], images: ImageSettings, limits: FetchL
         raise InputError(
             str(root), "has no download of curate's to go over again", hint="curate download --pool DIR"
         )
-    receipts.sweep(layout.shards)
+    for folder in (layout.root, layout.shards):
+        receipts.sweep(folder)
     made = _fetched(layout)
     for receipt in made.values():
         _check_settings(root, receipt, images, limits)
@@ -93,7 +94,8 @@ def retry(planned: Retry, *, workers: int, connections: int | None = None, **opt
     from curate.fetch import crawl
 
     layout = planned.layout
-    _remember(planned, done=False)
+    if planned.parts:
+        _remember(planned, done=False)
     fetchers, effort = fetching.shares(workers, len(planned.parts), connections)
     tasks = [_task(planned, part, receipt, effort) for part, receipt in planned.parts.items()]
     try:
@@ -102,7 +104,7 @@ def retry(planned: Retry, *, workers: int, connections: int | None = None, **opt
         )
     finally:
         crawl.close()
-    if not summary.failed:
+    if not summary.failed and (planned.parts or _broken_off(layout, planned.number)):
         _remember(planned, done=True)
     for part, receipt in receipts.receipts(layout.shards).items():
         if receipt.what.get(ATTEMPT) == planned.number and part not in planned.parts and receipt.counts:
@@ -186,6 +188,13 @@ def _attempt(layout: Layout, codes: Sequence[str]) -> tuple[int, frozenset[str]]
     return (last["number"] if last else 0) + 1, frozenset(codes)
 
 
+def _broken_off(layout: Layout, number: int) -> bool:
+    return layout.attempts.is_file() and any(
+        attempt["number"] == number and not attempt["done"]
+        for attempt in receipts.read_json(layout.attempts)["attempts"]
+    )
+
+
 def _remember(planned: Retry, *, done: bool) -> None:
     layout = planned.layout
     with disk.lock(layout.attempts.with_suffix(".lock"), wait=True):
@@ -210,7 +219,7 @@ def _task(planned: Retry, part: str, receipt: Receipt, effort: Mapping[str, Any]
         fetcher=what["fetcher"],
         **effort,
     )
-    args = (planned.layout.shards, part, planned.codes, planned.number, job)
+    args = (planned.layout.shards, part, planned.codes, planned.number, receipt.counts["received_bytes"], job)
     return runner.Task(
         part,
         planned.layout.shards,
@@ -222,7 +231,14 @@ def _task(planned: Retry, part: str, receipt: Receipt, effort: Mapping[str, Any]
 
 
 def retry_part(
-    output: Output, tick: Tick, folder: Path, part: str, codes: Collection[str], attempt: int, job: Job
+    output: Output,
+    tick: Tick,
+    folder: Path,
+    part: str,
+    codes: Collection[str],
+    attempt: int,
+    received_before: int,
+    job: Job,
 ) -> Mapping[str, int]:
     """Ask again for one part's samples that failed with `codes`, and write all its files anew."""
     import pyarrow.parquet as pq
@@ -266,7 +282,7 @@ def retry_part(
                 began=began,
             )
     mended = sum(1 for outcome in found.values() if outcome.error_code is None)
-    received = fetching.received(list(found.values()))
+    received = received_before + fetching.received(list(found.values()))
     return {**counts, "received_bytes": received, "asked_again": len(found), "mended": mended}
 
 

@@ -125,6 +125,11 @@ def _digest(path: Path) -> str:
             if written["varies"]:
                 del written["bytes"], written["sha256"]
         return receipts.digest(raw)
+    if path.name == "sources.json":
+        raw = json.loads(data)
+        for entry in raw["sources"]:
+            del entry["path"]  # every run has a folder of its own
+        return receipts.digest(raw)
     if path.name.endswith(("_stats.json", "_ledger.parquet")):
         return "clock"
     return hashlib.sha256(data).hexdigest()

@@ -23,7 +23,7 @@ from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.filter_api import Batch, Column, Need, Scorer
 from curate.pool import adopt, open_pool
 from curate.receipts import Output
-from curate.stages import download, embed, score, subset
+from curate.stages import download, embed, retry, score, subset
 from curate.stages import filter as filtering
 from curate.stages.needs import Means
 from tests.pools import jpeg, make_img2dataset, make_pool
@@ -106,6 +106,21 @@ def _download(folder: Path) -> None:
     )
     plan = download.plan(folder / "pool", folder / "list.parquet", settings)
     download.download(plan, workers=0, connections=2).raise_failed()
+
+
+def _download_with_gaps(folder: Path) -> None:
+    _list(folder)
+    www = folder.parent / "www"
+    for number in (1, 5):
+        (www / f"{number}.jpg").unlink()
+    _download(folder)
+    for number in (1, 4, 5):
+        (www / f"{number}.jpg").write_bytes(jpeg(number, (40, 30)))
+
+
+def _retry(folder: Path) -> None:
+    planned = retry.plan(folder / "pool", ["http_404"], ImageSettings(), FetchLimits(allow_private=True))
+    retry.retry(planned, workers=0, connections=2).raise_failed()
 
 
 # --- the stages -------------------------------------------------------------------------------------------
@@ -224,6 +239,7 @@ STAGES: Mapping[str, Stage] = {
     # what stands from other settings is never mixed with what replaces it
     "changed": Stage(lambda folder: _run_tasks(folder, "old"), lambda folder: _run_tasks(folder, "new")),
     "download": Stage(_list, _download),
+    "retry": Stage(_download_with_gaps, _retry, frozenset({"attempts.json"})),
     "adopt": Stage(lambda folder: make_img2dataset(folder / "pool"), _adopt),
     "embed": Stage(_pool, _embed_stub, frozenset({"model.json"})),
     # what a second download pass brought, added to the vectors that stand

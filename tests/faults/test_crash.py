@@ -37,6 +37,7 @@ def drive(stage: str, folder: Path) -> dict[str, Any]:
         ("plain", 2 * 3),
         ("changed", 2 * 4),
         ("download", 1 + 2 * 6),
+        ("retry", 2 + 2 * 7),
         ("adopt", 2 * 3),
         ("score", 1 + 2 * 2),
         ("filter", 2 * 2 + 3 + 1),
