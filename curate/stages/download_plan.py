@@ -130,7 +130,7 @@ def plan(
         return Plan(layout, settings, before, tuple(sorted(works, key=lambda work: work.place)))
     listed, path = open_source(layout, source, settings)
     kept = None if selection is None else _kept(layout, selection)
-    chain = next((c for c in (sources.covered(listed, before, c) for c in sources.chains(before)) if c), [])
+    chain = next((c for c in sources.chains(before) if sources.covered(listed, before, c)), [])
     if before and not chain and not add:
         raise sources.another_list(layout, before, listed, add=own)
     made = _planned(layout, settings, before, chain, listed, path, kept, selection, sample, limit)
@@ -158,14 +158,16 @@ def _planned(
     for place in chain:
         sources.check_columns(layout, before[place], columns)
     want = drawn.wanted(listed, kept=kept, sample=sample, limit=limit)
-    everything = isinstance(want, int) and want == listed.rows
+    covered = sources.covered(listed, before, chain)
     works = []
     for place in chain:
-        entry, of = before[place], None
-        if not everything:
+        entry, of, source = before[place], None, None
+        if place not in covered or not isinstance(want, int) or want < listed.rows:
             of = drawn.shards_with(layout, place, entry, settings.samples_per_shard, want)
-        source = None if entry.drawn else sources.as_then(listed, entry)
-        works.append(Work(place, entry, source, listed.root, of))
+        if place in covered and not entry.drawn:
+            source = sources.as_then(listed, entry)
+        if of is None or of:
+            works.append(Work(place, entry, source, listed.root, of))
     rows = drawn.left(want, drawn.taken(layout, before, chain, listed.rows))
     if len(rows):
         contiguous = isinstance(rows, range)
@@ -180,7 +182,7 @@ def _planned(
             first_row=rows[0] if isinstance(rows, range) else 0,
             drawn=not contiguous,
             asked={"selection": selection, "sample": sample, "limit": limit},
-            continues=_last(before, chain),
+            continues=chain[-1] if chain else None,
             settings=settings.described(),
             settings_digest=receipts.digest(settings.described()),
             columns=columns,
@@ -192,13 +194,6 @@ def _planned(
         what = f"the selection {selection!r} keeps" if selection else f"a sample of {sample} leaves"
         raise InputError(str(layout.root), f"{what} no row of its list")
     return Plan(layout, settings, before, tuple(works), None if isinstance(rows, range) else rows)
-
-
-def _last(before: Sequence[Entry], chain: Sequence[int]) -> int | None:
-    """The end of the chain that `chain` is the beginning of."""
-    if not chain:
-        return None
-    return next(whole[-1] for whole in sources.chains(before) if whole[0] == chain[0])
 
 
 def _files(
@@ -219,7 +214,7 @@ def _going_on(
     layout: Layout, before: tuple[Entry, ...], chain: Sequence[int], settings: DownloadSettings
 ) -> list[Work]:
     """The entries of one list, which is looked for where it was."""
-    last = before[chain[-1]]
+    last = max((before[place] for place in chain), key=lambda entry: entry.list_rows)  # the list as it grew
     told = last.columns
     path = sources.path_of(layout, last)
     listed: SourceList | None = None
@@ -229,9 +224,7 @@ def _going_on(
     sources.check_columns(layout, last, {**told, **{k: v for k, v in wanted.items() if v is not None}})
     if path.exists() and (last.kind == "folder" or not all(before[place].drawn for place in chain)):
         try:
-            listed, _ = open_source(
-                layout, path, replace(settings, url_col=told["url"], caption_col=told["caption"])
-            )
+            listed = open_given(path, replace(settings, url_col=told["url"], caption_col=told["caption"]))
         except InputError as error:
             log.warning("%s", error)
     covered = sources.covered(listed, before, chain) if listed else []

@@ -116,7 +116,7 @@ def taken(layout: Layout, entries: Sequence[Entry], line: Sequence[int], rows: i
 
     first = sum(entries[place].rows for place in line if not entries[place].drawn)
     if not any(entries[place].drawn for place in line):
-        return first
+        return min(first, rows)
     mask = np.zeros(rows, bool)
     mask[:first] = True
     for place in line:

@@ -103,16 +103,17 @@ def chains(entries: Sequence[Entry]) -> list[list[int]]:
 
 
 def covered(source: SourceList, entries: Sequence[Entry], chain: Sequence[int]) -> list[int]:
-    """The places in `chain` whose rows `source` has: all of them if it is the last's list, or has grown from it.
+    """The places in `chain` whose rows `source` has: all of them where it has grown from what the list was last.
 
-    Where it is the list that an earlier one had, those up to that one.
+    Where it is what the list was once, those up to then.
     """
     from curate.fetch import growth
 
-    for at in reversed(range(len(chain))):
-        if entries[chain[at]].list_digest == source.digest:
-            return list(chain[: at + 1])
-    return list(chain) if growth.grew(source.files, entries[chain[-1]].files) else []
+    same = [entries[place] for place in chain if entries[place].list_digest == source.digest]
+    if same:
+        return [place for place in chain if entries[place].list_rows <= same[0].list_rows]
+    latest = max((entries[place] for place in chain), key=lambda entry: entry.list_rows, default=None)
+    return list(chain) if latest and growth.grew(source.files, latest.files) else []
 
 
 def as_then(source: SourceList, entry: Entry) -> SourceList:

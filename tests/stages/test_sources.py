@@ -192,6 +192,20 @@ def test_a_larger_limit_is_growth(tmp_path: Path, rows: Make) -> None:
             plan(pool, source, SETTINGS, limit=limit)
 
 
+def test_a_list_as_it_was_once_takes_nothing_twice(tmp_path: Path, rows: Make) -> None:
+    pool, old, new = tmp_path / "pool", tmp_path / "old.csv", tmp_path / "new.csv"
+    write(old, rows(0, 10))
+    write(new, rows(0, 14))
+    run(plan(pool, old, SETTINGS, limit=3))
+    run(plan(pool, new, SETTINGS, limit=6))
+    run(plan(pool, old, SETTINGS))  # rows 3 to 5 are the grown list's, and here already
+    assert [(e["first_row"], e["rows"]) for e in entries(pool)] == [(0, 3), (3, 3), (6, 4)]
+    run(plan(pool, new, SETTINGS))
+    assert numbers(pool) == list(range(14))
+    assert run(plan(pool, old, SETTINGS)).new is None
+    assert run(plan(pool, None, SETTINGS)).shards == 4
+
+
 # --- several lists ----------------------------------------------------------------------------------------
 
 
@@ -319,8 +333,8 @@ def test_only_what_a_selection_kept_is_fetched_and_nothing_twice(
     # it can go on when the selection is gone; a second one fetches what is new
     (pool / "shards" / "00000001.tar").unlink()
     shutil.rmtree(pool / "selections" / "some")
-    before = run(plan(pool, None, SETTINGS, limit=1))  # row 0 is new; what has none of the asked is left
-    assert [w.numbers for w in before.works] == [[], [0]]
+    before = run(plan(pool, None, SETTINGS, limit=1))  # row 0 is new; shards without it are left for another time
+    assert [(w.place, w.numbers) for w in before.works] == [(1, [0])]
     select(pool, "more", uid_of(known, 5, 6, 17, 0))
     made = run(plan(pool, None, SETTINGS, selection="more"))
     assert [(w.entry.kind, w.numbers) for w in made.works] == [
