@@ -43,8 +43,9 @@ def fetch_datacomp(
     """
     from curate.fetch import hub
     from curate.progress import size, span
-    from curate.stages.download import seconds_for
+    from curate.stages.download import check_takes_metadata, seconds_for
 
+    check_takes_metadata(root)
     folder = root / "metadata"
     scale = scale or hub.begun(folder) or "small"
     found = hub.hub_pool(scale)

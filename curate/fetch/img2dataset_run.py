@@ -36,7 +36,11 @@ log = logging.getLogger("curate.img2dataset")
 
 @contextmanager
 def workplace(folder: Path) -> Iterator[Path]:
-    """A folder in `folder`, gone at the end; locked, so that the runner's sweep takes it after a crash only."""
+    """A folder in `folder`, gone at the end; locked, so that the runner's sweep takes it after a crash only.
+
+    Its path is absolute: img2dataset works in it.
+    """
+    folder = folder.absolute()
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         while True:

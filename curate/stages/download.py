@@ -41,6 +41,7 @@ __all__ = [
     "DownloadSettings",
     "Plan",
     "check_space",
+    "check_takes_metadata",
     "download",
     "has_source",
     "keep_metadata",
@@ -101,17 +102,25 @@ def keep_metadata(
     other samples already.
     """
     layout = Layout(root, root)
-    check_folder(root)
+    check_takes_metadata(root)
     check_part(limit, sample)
-    if has_source(root) and not has_metadata(layout):
-        raise InputError(
-            str(root), "was downloaded from already, and its samples are its shards'", hint="another --pool"
-        )
-    check_foreign(layout)
     listed = open_given(source, settings)
     if listed.root is not None:
         raise InputError(str(source), "holds images, and no list", hint="leave out --metadata-only")
     return metadata.write(layout, listed, limit=limit, sample=sample)
+
+
+def check_takes_metadata(root: Path) -> None:
+    """Raise InputError for a pool whose samples are those of its shards: metadata would change what they are."""
+    layout = Layout(root, root)
+    check_folder(root)
+    if has_metadata(layout):
+        return
+    if layout.sources.is_file():
+        raise InputError(
+            str(root), "was downloaded from already, and its samples are its shards'", hint="another --pool"
+        )
+    check_foreign(layout)
 
 
 def has_source(root: Path) -> bool:

@@ -110,6 +110,18 @@ def test_rows_of_metadata_are_begun_with_after_a_yes(server: HostileServer, tmp_
     assert "all samples  6" in curate("--yes", *QUICK, "--workers", "0", cwd=tmp_path).stdout
 
 
+def test_a_pool_of_a_list_takes_no_metadata(server: HostileServer, tmp_path: Path) -> None:
+    assert curate("--source", listed(server, tmp_path), *QUICK, "--workers", "0", cwd=tmp_path).returncode == 0
+    other = curate("--scale", "small", "--yes", cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:1")
+    assert other.returncode == 2
+    assert "pool: was downloaded from already, and its samples are its shards'" in other.stderr
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "00000.tar").write_bytes(b"")
+    theirs = curate("--pool", "theirs", "--yes", cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:1")
+    assert theirs.returncode == 2
+    assert "theirs: holds shards that others made (00000.tar)" in theirs.stderr
+
+
 def test_no_network_is_said_with_the_hosts_name(tmp_path: Path) -> None:
     done = curate("--yes", cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:1", HF_HUB_OFFLINE="0")
     assert done.returncode == 1

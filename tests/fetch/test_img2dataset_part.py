@@ -110,7 +110,8 @@ def test_a_part_is_what_our_own_crawler_makes_of_it(server: HostileServer, tmp_p
     server.hits.clear()
     spool, told = io.BytesIO(b"before"), Told()
     spool.seek(6)
-    got = fetch(targets, spool, images=settings, limits=LIMITS, folder=tmp_path, done=told)
+    folder = Path(os.path.relpath(tmp_path))  # as a user gives it
+    got = fetch(targets, spool, images=settings, limits=LIMITS, folder=folder, done=told)
     assert list(got) == list(targets)
     assert codes(got) == [code for _, _, code in wanted]
     assert (told.rows, told.failed) == (len(wanted), sum(code is not None for _, _, code in wanted))
