@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import ssl
 import threading
 import time
 import zlib
@@ -63,7 +64,9 @@ class HostileServer:
 
 
 @contextmanager
-def running(server: HostileServer, sock: socket.socket | None = None) -> Iterator[HostileServer]:
+def running(
+    server: HostileServer, sock: socket.socket | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[HostileServer]:
     """The server on a free port of 127.0.0.1 or on `sock`, in a thread of its own, until the block ends."""
     loop = asyncio.new_event_loop()
     ready = threading.Event()
@@ -71,7 +74,7 @@ def running(server: HostileServer, sock: socket.socket | None = None) -> Iterato
 
     async def main() -> None:
         place: dict[str, Any] = {"host": "127.0.0.1", "port": 0} if sock is None else {"sock": sock}
-        listening = await asyncio.start_server(server._serve, **place)
+        listening = await asyncio.start_server(server._serve, ssl=tls, **place)
         server.port = listening.sockets[0].getsockname()[1]
         ready.set()
         await stop.wait()
