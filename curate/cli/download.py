@@ -198,6 +198,10 @@ def download(
     total_seconds: Annotated[
         float, typer.Option("--total-seconds", help="For a URL with all redirects and retries.")
     ] = _LIMIT.total_seconds,
+    outage_minutes: Annotated[
+        float,
+        typer.Option("--outage-minutes", help="Wait so long for a network that is down; 0 fails what it is asked."),
+    ] = _LIMIT.outage_seconds / 60,
     concurrency: Annotated[
         int | None,
         typer.Option("--concurrency", help="Fetches at once.  [default: as many as make it faster]", min=1),
@@ -253,6 +257,7 @@ def download(
         retries=retries,
         per_host=per_host,
         min_rate=min_rate,
+        outage_seconds=60 * outage_minutes,
         allow_private=allow_private_hosts,
         obey_opt_out=obey_opt_out,
         obey_robots=robots,

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import heapq
 import os
 import threading
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import util
@@ -24,11 +23,14 @@ from typing import BinaryIO
 
 from curate.errors import SampleError
 from curate.fetch import blocks, decoders
+from curate.fetch.budget import Budget
 from curate.fetch.decoders import Boxes, Picture
 from curate.fetch.http import Fetched, Fetcher
 from curate.fetch.images import Converted
+from curate.fetch.outage import PROBE_SECONDS, PROBES, Outage
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.fetch.tuner import INTERVAL, Look, Tuner
+from curate.fetch.turns import Turns
 from curate.fetch.urls import host_of
 
 HEARTBEAT = 0.25
@@ -196,6 +198,16 @@ class _Part:
             self.done.set_result(self.outcomes)
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A URL's answer that may not be its host's fault."""
+
+    part: _Part
+    number: int
+    host: str
+    fetched: Fetched
+
+
 class _Station:
     """The event loop of this process, and all that outlives a part."""
 
@@ -237,6 +249,8 @@ class _Station:
         self.saturated = self.held_up = False
         self.looked = self.alive = time.monotonic()
         self.wake: asyncio.TimerHandle | None = None
+        self.outage: Outage[_Held] = Outage(self.limits.outage_seconds)
+        self.next_probe = 0.0
         self.decoder: decoders.Processes | decoders.Threads
         if self.effort.processes:
             self.decoder = decoders.Processes(self.effort.processes, self.images)
@@ -285,8 +299,11 @@ class _Station:
         """Start as many fetches as may be under way."""
         while self.parts and self.open:
             self.held_up = self.decoder.backlog >= self.most_waiting
-            self.saturated = self.fetching >= self.tuner.limit
+            self.saturated = self.fetching >= (PROBES if self.outage.down else self.tuner.limit)
             if self.held_up or self.saturated:
+                return
+            if self.outage.down and time.monotonic() < self.next_probe:
+                self.wake_at(self.next_probe)
                 return
             chosen = self.choose()
             if chosen is None:
@@ -306,10 +323,18 @@ class _Station:
             if part.turns.parked:
                 soonest = min(part.turns.parked[0][0], soonest or float("inf"))
         if soonest is not None:
-            if self.wake is not None:
-                self.wake.cancel()
-            self.wake = self.loop.call_later(max(0.005, soonest - time.monotonic()), self.fill)
+            self.wake_at(soonest)
+        elif not self.fetching:
+            self.settle_held(self.outage.rest())
+            if self.outage.held:
+                self.probe_again()
         return None
+
+    def wake_at(self, when: float) -> None:
+        """Look again for something to fetch then, if nothing else makes us."""
+        if self.wake is not None:
+            self.wake.cancel()
+        self.wake = self.loop.call_later(max(0.005, when - time.monotonic()), self.fill)
 
     def wait_for(self, part: _Part, number: int, host: str) -> float:
         return self.fetcher.ready(part.targets[number].url) if host else 0.0
@@ -327,9 +352,10 @@ class _Station:
                 self.alive = time.monotonic()
                 self.fill()
             self.troubled += fetched.error_code in NO_REPLY
-            part.settle(await self.outcomes(part, numbers, fetched), host)
-            if part.done.done():
-                self.forget(part)
+            if not self.held_back(_Held(part, number, host, fetched)):
+                part.settle(await self.outcomes(part, numbers, fetched), host)
+                if part.done.done():
+                    self.forget(part)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -339,6 +365,43 @@ class _Station:
         finally:
             self.budget.release(holder)
             self.fill()
+
+    def held_back(self, held: _Held) -> bool:
+        """Whether it is not known yet if a failure is the host's or our line's."""
+        if not held.fetched.offline:
+            if held.fetched.tries and held.host:
+                was_down = self.outage.down
+                self.settle_held(self.outage.alive())
+                if was_down:
+                    self.fetcher.forgive()
+            return False
+        if not self.outage.silent(held.host, held):
+            return False
+        if self.outage.down:
+            self.probe_again()
+        return True
+
+    def probe_again(self) -> None:
+        """The line is down: what is held back is asked for once more, slowly."""
+        self.next_probe = time.monotonic() + PROBE_SECONDS
+        self.wake_at(self.next_probe)
+        self.fetcher.forgive()
+        for one in self.outage.again():
+            one.part.turns.put_back(one.number, one.host)
+
+    def settle_held(self, held: Iterable[_Held]) -> None:
+        """These failures were their hosts' own."""
+        for one in held:
+            if one.part.done.done():
+                continue
+            failed = Outcome(
+                one.fetched, error_code=one.fetched.error_code, error_message=one.fetched.error_message
+            )
+            first, *others = one.part.numbers(one.number)
+            again = replace(failed, repeat=True)
+            one.part.settle({first: failed, **dict.fromkeys(others, again)}, one.host)
+            if one.part.done.done():
+                self.forget(one.part)
 
     async def body(self, target: Target, holder: tuple[int, int]) -> Fetched:
         grow = partial(self.budget.grow, holder)
@@ -415,83 +478,3 @@ def _read(file: LocalFile) -> bytes:
     if len(body) < file.length:
         raise OSError(0, "it is shorter than it was")
     return body
-
-
-class Budget:
-    """Bytes that growing bodies may hold together; the one that began first may always go on.
-
-    So it is exceeded by at most one body, and nobody waits for ever.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.used = 0
-        self._held: dict[Hashable, int] = {}
-        self._waiting: deque[tuple[Hashable, int, asyncio.Future[None]]] = deque()
-
-    async def grow(self, holder: Hashable, size: int) -> None:
-        """Take `size` more bytes for `holder`, when there is room."""
-        self._held.setdefault(holder, 0)
-        if self._may(holder, size):
-            self._take(holder, size)
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((holder, size, turn))
-        await turn
-
-    def release(self, holder: Hashable) -> None:
-        """Give back all that `holder` took."""
-        self.used -= self._held.pop(holder, 0)
-        for _ in range(len(self._waiting)):
-            waiting, size, turn = self._waiting.popleft()
-            if turn.done():
-                continue  # given up
-            if self._may(waiting, size):
-                self._take(waiting, size)
-                turn.set_result(None)
-            else:
-                self._waiting.append((waiting, size, turn))
-
-    def _may(self, holder: Hashable, size: int) -> bool:
-        return self.used + size <= self.most or next(iter(self._held)) == holder
-
-    def _take(self, holder: Hashable, size: int) -> None:
-        self.used += size
-        self._held[holder] = self._held.get(holder, 0) + size
-
-
-class Turns:
-    """Numbers to be taken, one of each host in turn, so that no host is asked in bursts.
-
-    A host that cannot be asked now is parked until it can.
-    """
-
-    def __init__(self, numbers: Iterable[tuple[int, str]]) -> None:
-        self.waiting: dict[str, deque[int]] = defaultdict(deque)
-        for number, host in numbers:
-            self.waiting[host].append(number)
-        self.hosts = deque(self.waiting)
-        self.parked: list[tuple[float, str]] = []
-
-    def next(self, wait_for: Callable[[int, str], float]) -> tuple[int, str] | None:
-        """The next number and its host; None where none is left, or none may be asked yet."""
-        now = time.monotonic()
-        while self.parked and self.parked[0][0] <= now:
-            self.hosts.appendleft(heapq.heappop(self.parked)[1])
-        while self.hosts:
-            host = self.hosts.popleft()
-            waits = wait_for(self.waiting[host][0], host)
-            if waits > 0:
-                heapq.heappush(self.parked, (now + waits, host))
-                continue
-            number = self.waiting[host].popleft()
-            if self.waiting[host]:
-                self.hosts.append(host)
-            return number, host
-        return None
-
-    def clear(self) -> None:
-        """Nothing is to be taken any more."""
-        self.waiting.clear()
-        self.hosts.clear()
-        self.parked.clear()

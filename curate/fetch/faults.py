@@ -20,21 +20,31 @@ TROUBLE = (aiohttp.ClientError, HttpProcessingError, asyncio.TimeoutError, OSErr
 ALWAYS = 1 << 30
 _NO_SUCH_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+_NO_WAY_OUT = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EHOSTDOWN}
 
 
 class Failed(SampleError):
     """One try came to nothing; another makes sense in `after` seconds, if fewer than `again` were made.
 
-    `silent` where the host gave no sign of life: no address, no connection, no answer in time.
+    `silent` where the host gave no sign of life: no address, no connection, no answer in time. `offline` where
+    nobody else did either, name servers and routers included, so that it may be for this machine's line.
     """
 
     def __init__(
-        self, code: str, what: str, *, again: int = 1, after: float | None = None, silent: bool = False
+        self,
+        code: str,
+        what: str,
+        *,
+        again: int = 1,
+        after: float | None = None,
+        silent: bool = False,
+        offline: bool = False,
     ) -> None:
         super().__init__(code, what)
         self.again = again
         self.after = after
         self.silent = silent
+        self.offline = offline
 
 
 class NotAsked(Failed):
@@ -54,15 +64,15 @@ def named(error: Exception) -> Failed:
     if isinstance(error, aiohttp.ServerTimeoutError):
         idle = isinstance(error, aiohttp.SocketTimeoutError)
         what = "nothing came before the idle deadline" if idle else "no connection before the connect deadline"
-        return Failed("timeout", what, again=2, silent=True)
+        return Failed("timeout", what, again=2, silent=True, offline=True)
     if isinstance(error, asyncio.TimeoutError):
-        return Failed("timeout", "no connection before the deadline", again=2, silent=True)
+        return Failed("timeout", "no connection before the deadline", again=2, silent=True, offline=True)
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(cause, ConnectionResetError):
         number = getattr(cause, "errno", None)
         what = f"no connection: {getattr(cause, 'strerror', None) or type(cause).__name__}"
         # a machine out of descriptors or ports says nothing about the host
         ours = number in _OURS
-        return Failed("refused", what, again=ALWAYS if ours else 1, silent=not ours)
+        return Failed("refused", what, again=ALWAYS if ours else 1, silent=not ours, offline=number in _NO_WAY_OUT)
     if isinstance(error, (aiohttp.InvalidURL, UnicodeError)):
         return Failed("bad_url", f"the URL cannot be asked for: {error}")
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError, ValueError, zlib.error)):
@@ -74,4 +84,4 @@ def unresolved(error: socket.gaierror, after: float | None = None) -> Failed:
     """The error code for a failed look-up; one that no name server answered may be repeated in `after` seconds."""
     if error.errno in _NO_SUCH_HOST:
         return Failed("no_such_host", error.strerror or "no address")
-    return Failed("dns", error.strerror or "no address", again=ALWAYS, after=after, silent=True)
+    return Failed("dns", error.strerror or "no address", again=ALWAYS, after=after, silent=True, offline=True)

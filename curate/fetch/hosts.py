@@ -46,7 +46,7 @@ class Host:
     shut_until: float = 0.0
     shut_seconds: float = 0.0
     since: float = 0.0
-    last: tuple[str, str] = ("", "")
+    last: tuple[str, str, bool] = ("", "", False)
     queue: list[tuple[asyncio.Future[None], float]] = field(default_factory=list)
     alarm: asyncio.TimerHandle | None = None
 
@@ -132,9 +132,15 @@ class Hosts:
     def silent(self, host: Host, failed: Failed, began: float) -> None:
         """Take note that a request that began at `began` got no sign of life."""
         host.silent += 1
-        host.last = (failed.code, failed.what)
+        host.last = (failed.code, failed.what, failed.offline)
         if host.silent >= MOST_SILENT and began >= host.since:
             self._shut(host)
+
+    def forgive(self) -> None:
+        """Forget which hosts gave no sign of life: it was not for them."""
+        for host in self._hosts.values():
+            if host.silent:
+                host.silent, host.shut_until, host.shut_seconds, host.room = 0, 0.0, 0.0, self._per_host
 
     def pause_left(self, host: Host) -> float:
         """Seconds until the host's pause is over."""
@@ -144,7 +150,7 @@ class Hosts:
 
     def _pause(self, host: Host, status: int, after: float | None, *, fresh: bool) -> None:
         now = asyncio.get_running_loop().time()
-        host.last = (f"http_{status}", f"the server answered {status}")
+        host.last = (f"http_{status}", f"the server answered {status}", False)
         if fresh:
             host.pauses += 1
             host.room = 1
@@ -169,14 +175,14 @@ class Hosts:
         self._turn_away(host, now)
 
     def _refusal(self, host: Host, now: float, patience: float) -> NotAsked | None:
-        code, what = host.last
+        code, what, offline = host.last
         if host.shut_until > now:
             why = (
                 f"given up after {host.silent} requests in a row"
                 if host.silent
                 else "the host asks to be left alone"
             )
-            return NotAsked(code, f"{what} (not asked again: {why})")
+            return NotAsked(code, f"{what} (not asked again: {why})", offline=offline)
         if host.paused_until - now > patience:
             return NotAsked(code, f"{what} (not asked: the host pauses for longer than this URL may take)")
         return None

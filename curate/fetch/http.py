@@ -72,6 +72,8 @@ class Fetched:
     tries: int = 0
     seconds: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
+    offline: bool = False
+    """Whether nothing came from beyond this machine."""
 
 
 class _Job:
@@ -97,7 +99,15 @@ class _Job:
         self.address: str | None = None
         self.headers: dict[str, str] = {}
 
-    def fetched(self, url: str, body: bytes | None, code: str | None = None, what: str | None = None) -> Fetched:
+    def fetched(
+        self,
+        url: str,
+        body: bytes | None,
+        code: str | None = None,
+        what: str | None = None,
+        *,
+        offline: bool = False,
+    ) -> Fetched:
         seconds = 0.0 if self.began is None else asyncio.get_running_loop().time() - self.began
         if code == "blocked":
             return Fetched(url, error_code=code, tries=self.tries, seconds=seconds)
@@ -114,6 +124,7 @@ class _Job:
             self.tries,
             seconds,
             self.headers,
+            offline and not self.answered,
         )
 
 
@@ -222,8 +233,13 @@ class Fetcher:
                 raise SampleError("blocked", "")
             body = await self._tries(parse_url(url), job)
         except SampleError as failed:
-            return job.fetched(url, None, failed.code, failed.what)
+            offline = isinstance(failed, Failed) and failed.offline
+            return job.fetched(url, None, failed.code, failed.what, offline=offline)
         return job.fetched(url, body)
+
+    def forgive(self) -> None:
+        """Ask hosts again that gave no sign of life: it was this machine's line."""
+        self._hosts.forgive()
 
     async def _ask_robots(self, url: URL) -> robots.Answer:
         job = _Job(self.limits.total_seconds, robots.MOST_BYTES, rules=True)
@@ -289,7 +305,7 @@ class Fetcher:
             except BaseException as error:
                 if job.clock.rang(error):
                     what = f"not done within {self.limits.total_seconds:g} seconds"
-                    raise Failed("timeout", what, silent=True) from error
+                    raise Failed("timeout", what, silent=True, offline=not job.answered) from error
                 if isinstance(error, TROUBLE):
                     raise named(error) from error
                 raise

@@ -46,6 +46,7 @@ class FetchLimits:
     `total_seconds` bounds a URL altogether: every redirect, retry and wait between retries. `max_bytes`
     bounds the body as sent and as decompressed; `min_rate` is the least number of its bytes a second, on
     average, once `idle_seconds` have passed. `per_host` is how many requests one host has at once.
+    While nobody at all answers, everything waits for up to `outage_seconds` (fetch/outage.py).
     `allow_private` permits private, loopback and link-local hosts. `block_list` names a file of hashes of what
     must not be had (fetch/blocks.py). `contact` tells the hosts whom to write to.
     """
@@ -59,6 +60,7 @@ class FetchLimits:
     backoff_seconds: float = 0.5
     per_host: int = 16
     min_rate: int = 1_000
+    outage_seconds: float = 1_800.0
     allow_private: bool = False
     obey_opt_out: bool = True
     obey_robots: bool = False
@@ -79,6 +81,7 @@ class FetchLimits:
             retries=self.retries,
             backoff_seconds=self.backoff_seconds,
             min_rate=self.min_rate,
+            outage_minutes=self.outage_seconds / 60,
         )
         for flag, text in (("--user-agent", self.user_agent), ("--contact", self.contact or "-")):
             if not text.strip() or not text.isprintable() or not text.isascii():

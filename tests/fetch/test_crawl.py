@@ -6,20 +6,26 @@ import asyncio
 import hashlib
 import io
 import os
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from curate.fetch import crawl, decoders
-from curate.fetch.crawl import Budget, Effort, LocalFile, Outcome, Target, Turns
+from curate.errors import StopError
+from curate.fetch import crawl, decoders, outage
+from curate.fetch.budget import Budget
+from curate.fetch.crawl import Effort, LocalFile, Outcome, Target
+from curate.fetch.http import Fetcher
 from curate.fetch.settings import FetchLimits, ImageSettings
+from curate.fetch.turns import Turns
 from tests.fetch import flaky, servers
 from tests.fetch.servers import HostileServer, answer, running, slow, status
 
@@ -212,6 +218,75 @@ def test_an_image_that_decodes_on_one_try_of_three_is_stored(
     found = run(targets, effort=Effort(8, 2))
     assert [o.error_code for o in found.values()] == [None] * 20
     assert counter.read_text() == "xxx"
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """A line that can be cut: names are resolved to 127.0.0.1 while it is `up`."""
+    state = {"up": True}
+
+    class Named(Fetcher):
+        def __init__(self, limits: FetchLimits) -> None:
+            async def lookup(host: str) -> list[str]:
+                if not state["up"]:
+                    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+                return ["127.0.0.1"]
+
+            super().__init__(limits, lookup=lookup)
+
+    monkeypatch.setattr(crawl, "Fetcher", Named)
+    monkeypatch.setattr(outage, "SECONDS", 0.2)
+    monkeypatch.setattr(outage, "ROWS", 20)
+    monkeypatch.setattr(crawl, "PROBE_SECONDS", 0.05)
+    return state
+
+
+def named(server: HostileServer, count: int) -> dict[int, Target]:
+    return {n: Target(f"http://host{n}.test:{server.port}/{n % 20}.jpg") for n in range(count)}
+
+
+IMPATIENT = FetchLimits(allow_private=True, retries=0, backoff_seconds=0.01, min_rate=0, outage_seconds=30)
+
+
+def test_a_line_that_is_down_for_a_while_costs_time_and_no_sample(
+    server: HostileServer, line: dict[str, bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    line["up"] = False
+    threading.Timer(1.0, lambda: line.update(up=True)).start()
+    found = run(named(server, 300), limits=IMPATIENT)
+    assert {o.error_code for o in found.values()} == {None}
+    assert "is the network down? Waiting for it, up to 30 s" in caplog.text
+    assert "the network is back after" in caplog.text
+
+
+def test_a_line_that_stays_down_stops_the_run(server: HostileServer, line: dict[str, bool]) -> None:
+    line["up"] = False
+    with pytest.raises(StopError, match="no host and no name server has answered for") as caught:
+        run(named(server, 300), limits=replace(IMPATIENT, outage_seconds=0.5))
+    assert "run the same command again" in str(caught.value.hint)
+
+
+def test_hosts_that_are_silent_while_others_answer_have_failed(
+    server: HostileServer, line: dict[str, bool]
+) -> None:
+    line["up"] = False
+    targets = named(server, 60) | {n: Target(server.url(f"/{n % 20}.jpg?{n}")) for n in range(60, 80)}
+    found = run(targets, limits=IMPATIENT)
+    assert [found[n].error_code for n in range(80)] == ["dns"] * 60 + [None] * 20
+
+
+def test_a_few_silent_hosts_at_the_end_are_not_waited_for(server: HostileServer, line: dict[str, bool]) -> None:
+    line["up"] = False
+    began = time.monotonic()
+    found = run(named(server, 10) | {n: Target(f"http://host0.test/{n}") for n in (10, 11)}, limits=IMPATIENT)
+    assert [found[n].error_code for n in range(12)] == ["dns"] * 12
+    assert time.monotonic() - began < 3
+
+
+def test_nobody_waits_who_does_not_want_to(server: HostileServer, line: dict[str, bool]) -> None:
+    line["up"] = False
+    found = run(named(server, 200), limits=replace(IMPATIENT, outage_seconds=0))
+    assert {o.error_code for o in found.values()} == {"dns"}
 
 
 def test_a_fault_of_ours_is_raised_and_the_station_lives_on(server: HostileServer) -> None:
