@@ -1,17 +1,15 @@
 """Every command of README.md and docs/ is run, and what the manual lists is what is there.
 
-The pages are run as `manual` says, beside a small web of rendered scenes and its `list.parquet`. To every
-`curate download` that is run, `--allow-private-hosts` is added, for that web is on 127.0.0.1; a proxy that is
+The pages are run as `manual` says, in the folders and with the small web and hub of `sandbox`. To every
+`curate download` that is run, `--allow-private-hosts` is added, for these are on 127.0.0.1; a proxy that is
 not there keeps all commands from any other network. Of the output that a page shows, words are compared and
 numbers are not, for these may differ from machine to machine.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,12 +24,9 @@ from curate.cli import app
 from curate.errors import ERROR_CODES
 from tests.commands import manual
 from tests.commands.manual import PAGES, ROOT, Block, Command
+from tests.commands.sandbox import Sandbox, sandbox
 
-SCENES = 60
 LANGUAGES = {"console", "text", "toml", "python", "json", "sh"}
-GUARDED = ("curate download",)
-"""Commands that must be told that the small web is allowed."""
-
 WITHOUT_NETWORK: dict[str, tuple[int, str]] = {
     "curate download": (2, "this wants a yes"),
     "curate filter --rule clipscore": (2, "no such pool"),
@@ -42,77 +37,32 @@ WITHOUT_NETWORK: dict[str, tuple[int, str]] = {
 }
 """What blocks of `text` show: each command, how it ends where there is no network, and what it says then."""
 
+DATACOMPS = {
+    *("--scale", "--data_dir", "--metadata_dir", "--download_npz", "--skip_shards", "--overwrite_metadata"),
+    *("--skip_bbox_blurring", "--processes_count", "--thread_count", "--image_size", "--resize_mode"),
+    *("--no_resize_only_if_bigger", "--encode_format", "--output_format", "--retries", "--enable_wandb"),
+    "--wandb_project",
+}
+"""The options of DataComp's `download_upstream.py`."""
+
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-
-
-# --- the small web ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[str, str]]]:
-    """URL and caption of 60 scenes on 127.0.0.1: two are copies of others, one is small, one is gone."""
-    from curate.demo import blemishes, scenes
-    from curate.demo.plant import SIDES
-    from curate.demo.server import serve
-    from curate.demo.train import HELD_OUT
-
-    folder = tmp_path_factory.mktemp("web")
-    captions = []
-    for number in range(SCENES):
-        image, scene = scenes.render(HELD_OUT + number % (SCENES - 2), SIDES if number != 7 else (90, 120))
-        if number != 11:
-            (folder / f"{number}.jpg").write_bytes(blemishes.encoded(image, 90))
-        captions.append(scene.caption if number < SCENES - 2 else f"another picture of {scene.caption}")
-    with serve(folder) as base:
-        yield [(f"{base}/{number}.jpg", caption) for number, caption in enumerate(captions)]
-
-
-def environment(home: Path) -> dict[str, str]:
-    """The environment of a user with nothing set, no cache, and no network but this machine's own."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CURATE_", "XDG_", "HF_"))}
-    dead = "http://127.0.0.1:9"
-    return kept | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(home),
-        "XDG_CACHE_HOME": str(home / "cache"),
-        "http_proxy": dead,
-        "https_proxy": dead,
-        "no_proxy": "127.0.0.1",
-        "COLUMNS": "200",
-        "NO_ALBUMENTATIONS_UPDATE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-
-
-def run(command: str, folder: Path) -> tuple[int, str]:
-    """Exit code and all output of a command line in `folder`."""
-    for guarded in GUARDED:
-        command = re.sub(rf"\b{guarded}\b", f"{guarded} --allow-private-hosts", command)
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=environment(folder.parent),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, done.stdout
 
 
 # --- pages as scenarios -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    with sandbox(tmp_path_factory.mktemp("web")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
 def scenarios(
-    request: pytest.FixtureRequest, web: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, box: Sandbox, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[Path, Future[None]]]:
     """The run of each page that was asked for, longest first, two at a time: a command keeps one core busy."""
-    import polars as pl
-
     items = [i for i in request.session.items if isinstance(i, pytest.Function) and i.module is request.module]
     asked = {i.callspec.params["page"] for i in items if hasattr(i, "callspec")}
     runs = {}
@@ -120,8 +70,8 @@ def scenarios(
         for page in sorted((p for p in PAGES if p in asked), key=lambda p: -p.stat().st_size):
             folder = tmp_path_factory.mktemp(page.stem) / "work"
             folder.mkdir()
-            pl.DataFrame(web, schema=["url", "caption"], orient="row").write_parquet(folder / "list.parquet")
-            runs[page] = threads.submit(_run_page, page, folder)
+            box.fill(folder)
+            runs[page] = threads.submit(_run_page, page, folder, box)
         yield runs
         threads.shutdown(cancel_futures=True)
 
@@ -131,17 +81,17 @@ def test_page_runs_from_top_to_bottom(page: Path, scenarios: Mapping[Path, Futur
     scenarios[page].result()
 
 
-def _run_page(page: Path, folder: Path) -> None:
+def _run_page(page: Path, folder: Path, box: Sandbox) -> None:
     for block in manual.blocks(page):
         if name := block.attribute("title"):
             (folder / name).write_text(block.text, encoding="utf-8")
         elif block.language in ("console", "text"):
             for command in manual.commands(block):
-                _run_one(page, block, command, folder)
+                _run_one(page, block, command, folder, box)
 
 
-def _run_one(page: Path, block: Block, command: Command, folder: Path) -> None:
-    code, output = run(command.text, folder)
+def _run_one(page: Path, block: Block, command: Command, folder: Path, box: Sandbox) -> None:
+    code, output = box.run(command.text, folder)
     where = f"{page.name}:{command.line}: $ {command.text}\nexit {code}\n{output}"
     if block.language == "text":
         assert command.text in WITHOUT_NETWORK, f"{where}\nsay in WITHOUT_NETWORK how it ends"
@@ -283,11 +233,32 @@ def test_scales_page_has_the_numbers_of_the_program() -> None:
 
 
 def test_pool_page_has_the_columns_of_the_program() -> None:
-    from curate.stages.download_part import LEDGER, TABLE
+    from curate.stages.shard_files import LEDGER, TABLE
 
     page = DOCS / "pool.md"
     for head, columns in (("column", TABLE), ("ledger", LEDGER)):
         assert [row[0].strip("`") for row in manual.table(page, head)] == [name for name, _ in columns]
+
+
+def test_download_page_has_every_option() -> None:
+    shown = [option for row in manual.table(DOCS / "download.md", "option") for option in _options(row[0])]
+    assert len(shown) == len(set(shown))
+    assert set(shown) == _download_options() - {"--help"}
+
+
+def test_download_page_has_every_option_of_datacomps_script() -> None:
+    rows = manual.table(DOCS / "download.md", "`download_upstream.py`")
+    assert {option for row in rows for option in _options(row[0])} == DATACOMPS
+    assert {option for row in rows for option in _options(row[1])} <= _download_options()
+
+
+def _options(text: str) -> list[str]:
+    return re.findall(r"--[a-z][a-z_-]+", text)
+
+
+def _download_options() -> set[str]:
+    parameters = _commands()["download"].params
+    return {option for p in parameters for option in p.opts + p.secondary_opts if option.startswith("--")}
 
 
 def test_pool_page_has_every_kind_of_pool() -> None:
@@ -317,8 +288,8 @@ def test_errors_page_has_every_exit_code() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_planted_against_found(tmp_path: Path) -> None:
-    code, output = run("curate demo --out demo --scenes 400", tmp_path)
+def test_the_demo_ends_with_planted_against_found(box: Sandbox, tmp_path: Path) -> None:
+    code, output = box.run("curate demo --out demo --scenes 400", tmp_path)
     assert code == 0, output
     from curate.demo.plant import SHARES
 
