@@ -17,7 +17,11 @@ from pathlib import Path
 
 from curate.errors import Busy, InputError, StopError
 
-_FULL = {errno.ENOSPC: "no space left on the device", errno.EDQUOT: "the disk quota is used up"}
+_FULL = {
+    errno.ENOSPC: ("no space left on the device", "make room"),
+    errno.EDQUOT: ("the disk quota is used up", "make room"),
+    errno.EFBIG: ("a file may not grow as large there", "raise the limit (ulimit -f)"),
+}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST}
 
 
@@ -28,9 +32,8 @@ def disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise StopError(
-                str(path), _FULL[error.errno], hint="make room and run the same command again"
-            ) from error
+            what, mend = _FULL[error.errno]
+            raise StopError(str(path), what, hint=f"{mend} and run the same command again") from error
         if error.errno in _REFUSED:
             raise InputError(
                 str(path),
