@@ -12,6 +12,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,22 @@ def _download_options() -> set[str]:
     return {option for p in parameters for option in p.opts + p.secondary_opts if option.startswith("--")}
 
 
+def test_pool_page_has_what_an_entry_of_sources_json_says() -> None:
+    from curate.stages.sources import Entry
+
+    rows = manual.table(DOCS / "pool.md", "entry")
+    assert [n for row in rows for n in re.findall(r"`(\w+)`", row[0])] == [f.name for f in fields(Entry)]
+
+
+def test_errors_page_sorts_the_codes_as_the_program_does() -> None:
+    from curate.errors import TRANSIENT
+    from curate.stages.retry import NEVER
+
+    told = {row[0]: set(re.findall(r"`(\w+)`", row[1])) for row in manual.table(DOCS / "errors.md", "sort")}
+    assert told["transient"] == TRANSIENT | {"http_5NN"}
+    assert told["never"] == NEVER
+
+
 def test_pool_page_has_every_kind_of_pool() -> None:
     from curate.views.status import KINDS
 
@@ -268,9 +285,10 @@ def test_pool_page_has_every_kind_of_pool() -> None:
 
 
 def test_benchmarks_page_names_measurements_that_there_are() -> None:
+    from bench.__main__ import NAMES
+
     rows = manual.table(DOCS / "benchmarks.md", "figure")
-    names = {name for row in rows for name in re.findall(r"python -m bench (\w+)", row[3])}
-    assert names == {p.stem for p in (ROOT / "bench").glob("[a-z]*.py")}
+    assert {name for row in rows for name in re.findall(r"python -m bench (\w+)", row[3])} == set(NAMES)
 
 
 def test_filters_page_has_a_line_for_every_rule() -> None:
