@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
+from urllib.parse import quote
 
 from yarl import URL
 
@@ -20,13 +21,16 @@ _HOST = re.compile(r"(?=.{1,254}$)([A-Za-z0-9_-]{1,63}(\.|$))+|[0-9A-Fa-f.]*:[0-
 _PLAIN = re.compile(r"\s*(https?|HTTPS?)://([A-Za-z0-9.-]+\.[A-Za-z0-9-]+)(:[1-9]\d{0,3})?(?=[/?#]|\s*$)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_AUTHORITY = re.compile(r"[^:/?#]+://[^/?#]*")
+_UNSAFE = re.compile(r"%(?![0-9A-Fa-f]{2})|[^%!$&'()*+,\-./0-9:;=?@A-Z_a-z~]+")
 _VALUED_DIRECTIVES = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
 
 def parse_url(raw: str) -> URL:
     """`raw` as a URL to ask for: blanks around it cut, unsafe characters percent-encoded, fragment dropped.
 
-    Raises SampleError with no_url, bad_scheme or bad_url.
+    What is percent-encoded already stays as it is, for some servers sign their URLs letter by letter. Raises
+    SampleError with no_url, bad_scheme or bad_url.
     """
     text = raw.strip()
     if not text:
@@ -40,16 +44,42 @@ def parse_url(raw: str) -> URL:
         raise SampleError("bad_url", "no http:// or https:// in front")
     if scheme[1].lower() not in ("http", "https"):
         raise SampleError("bad_scheme", f"the scheme is {scheme[1][:20].lower()!r}")
+    text = text.partition("#")[0]
+    authority = _AUTHORITY.match(text)
+    if authority is None:
+        raise SampleError("bad_url", "no valid host in the URL")
     try:
-        url = URL(text.partition("#")[0])
-        host = url.raw_host
+        front = URL(authority[0])
+        host = front.raw_host
+        url = _joined(front, text[authority.end() :])
     except ValueError as error:
         raise SampleError("bad_url", f"the URL cannot be parsed: {error}") from None
     if not host or not _HOST.fullmatch(host):
         raise SampleError("bad_url", "no valid host in the URL")
-    if url.user is not None or url.password is not None:
+    if front.user is not None or front.password is not None:
         raise SampleError("bad_url", "a user name or password in the URL")
     return url
+
+
+def _joined(front: URL, rest: str) -> URL:
+    """The scheme and host of `front` with a path and query that are quoted where they must be, and only there."""
+    path, mark, query = rest.partition("?")
+    if "/." in path:
+        path = _without_dots(path)
+    quoted = _UNSAFE.sub(lambda found: quote(found[0]), path + mark + query)
+    return URL(f"{front.scheme}://{front.raw_authority}{quoted}", encoded=True)
+
+
+def _without_dots(path: str) -> str:
+    """`path` with its `.` and `..` resolved."""
+    kept: list[str] = []
+    names = path.split("/")[1:]
+    for name in names:
+        if name == "..":
+            del kept[-1:]
+        elif name != ".":
+            kept.append(name)
+    return "/".join(["", *kept, *([""] if names[-1] in (".", "..") else [])])
 
 
 def host_of(raw: str) -> str:
@@ -100,7 +130,7 @@ def redirect(base: URL, location: str) -> URL:
         text = raw.decode("latin-1").strip()
     if not _SCHEME.match(text) and not _CONTROL.search(text):
         try:
-            text = str(base.join(URL(text)))
+            text = str(base.join(URL(text, encoded=True)))
         except ValueError as error:
             raise SampleError("bad_url", f"the redirect cannot be parsed: {error}") from None
     return parse_url(text)

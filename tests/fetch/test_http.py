@@ -116,6 +116,9 @@ def test_urls_that_are_never_asked_for(url: str, code: str) -> None:
         ("/\u00fc.jpg?q=\u00e9", "/%C3%BC.jpg?q=%C3%A9"),
         ("/a%20b%2Fc?x=1%262#top", "/a%20b%2Fc?x=1%262"),
         ("/100%.jpg", "/100%25.jpg"),
+        ("/a%2cb%28%7E.jpg?u=http%3A%2F%2Fx%2C&s=%3D", "/a%2cb%28%7E.jpg?u=http%3A%2F%2Fx%2C&s=%3D"),  # as signed
+        ("/d/../e/./f/..", "/e/"),
+        ("//d/..a/.b/...?x/../y", "//d/..a/.b/...?x/../y"),
         ("/a.jpg \n", "/a.jpg"),
     ],
 )
@@ -229,6 +232,13 @@ def test_redirects_are_held_to_the_same_rules(server: HostileServer, location: s
     server.routes["/loop"] = redirect(location)
     assert get(server.url("/loop")).error_code == code
     assert server.hits["/loop"] <= FAST.max_redirects + 1
+
+
+def test_a_redirect_is_followed_letter_by_letter(server: HostileServer) -> None:
+    signed = "/a%2cb%28.jpg?u=%2F%7E&s=%3D"
+    server.routes[signed] = b"body"
+    server.routes |= {"/whole": redirect(server.url(signed)), "/d/part": redirect(f"..{signed}#x")}
+    assert [get(server.url(path)).body for path in ("/whole", "/d/part")] == [b"body", b"body"]
 
 
 def test_redirects_are_counted(server: HostileServer) -> None:
