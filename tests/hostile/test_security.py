@@ -426,12 +426,12 @@ def test_a_host_that_asks_for_a_rest_gets_it(tmp_path: Path) -> None:
     with running(quick), running_at("127.0.0.2", busy):
         records = [{"url": busy.url(path, "127.0.0.2"), "text": "busy"} for path in paths]
         records += [{"url": quick.url(f"/{n}.jpg"), "text": "quick"} for n in range(40)]
-        start = time.monotonic()
         found = fetch(tmp_path / "pool", records, settings(limits=limits), workers=0)
     assert {one.row["error_code"] for one in found} == {None}
-    assert max(later - earlier for earlier, later in pairwise(asked)) >= 0.9
+    rest, again = max((later - earlier, later) for earlier, later in pairwise(asked))
+    assert rest >= 0.9
     assert len(asked) <= len(paths) + limits.per_host  # those that were under way when it said so
-    assert max(began) < start + 0.9
+    assert max(began) < again
 
 
 def timed_into(times: list[float], body: bytes) -> servers.Reply:
@@ -471,7 +471,7 @@ def test_one_slow_host_among_fast_ones(tmp_path: Path, slow: str) -> None:
     codes = [one.row["error_code"] for one in found]
     assert set(codes[:12]) == {None if slow == "late" else "timeout"}
     assert set(codes[12:]) == {None}
-    assert max(times) < start + 0.6
+    assert max(times) < start + took / 2
     assert took < 12 / limits.per_host * limits.total_seconds + 2
     assert slow != "late" or last.together <= limits.per_host
 
