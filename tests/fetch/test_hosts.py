@@ -353,7 +353,7 @@ def test_a_name_server_that_fails_is_not_asked_by_every_row() -> None:
 
 
 def test_a_slow_host_holds_up_no_other(server: HostileServer) -> None:
-    server.routes["/slow"] = servers.slow(0.4, b"slow")
+    server.routes["/slow"] = servers.slow(0.8, b"slow")
 
     async def task(fetcher: Fetcher) -> None:
         slow = [asyncio.ensure_future(fetcher.fetch(server.url("/slow", "slow.example"))) for _ in range(6)]
@@ -366,7 +366,7 @@ def test_a_slow_host_holds_up_no_other(server: HostileServer) -> None:
         assert not slow[-1].done()
         assert {got.body for got in await asyncio.gather(*slow)} == {b"slow"}
 
-    fetching(task, replace(FAST, per_host=3, idle_seconds=1, total_seconds=1))
+    fetching(task, replace(FAST, per_host=3, connect_seconds=5, idle_seconds=5, total_seconds=10))
 
 
 def test_a_turn_with_one_host_is_not_kept_while_waiting_for_another(server: HostileServer) -> None:
