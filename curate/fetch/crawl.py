@@ -320,8 +320,8 @@ class _Station:
             found = part.turns.next(partial(self.wait_for, part))
             if found is not None:
                 return part, *found
-            if part.turns.parked:
-                soonest = min(part.turns.parked[0][0], soonest or float("inf"))
+            if part.turns.soonest is not None:
+                soonest = min(part.turns.soonest, soonest or float("inf"))
         if soonest is not None:
             self.wake_at(soonest)
         elif not self.fetching:
@@ -350,6 +350,8 @@ class _Station:
                 self.fetching -= 1
                 self.answers += 1
                 self.alive = time.monotonic()
+                for waiting in self.parts:
+                    waiting.turns.unpark(host)
                 self.fill()
             self.troubled += fetched.error_code in NO_REPLY
             if not self.held_back(_Held(part, number, host, fetched)):

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ TRIES = 3
 """Processes that one image may end."""
 SECONDS = 60.0
 """For one image; the largest that is allowed takes a few."""
+AHEAD = 1
+"""Pictures that wait in a process's pipe, so that it need not wait for us."""
+PIPE_BYTES = 128 << 10
+"""What a pipe takes without being read, with room to spare."""
 STILLBORN = 5
 """Processes in a row that end before they are ready: then it is not for the images."""
 
@@ -114,15 +119,21 @@ class Processes:
             self.backlog -= 1
 
     def feed(self) -> None:
-        """Give every idle process something to do."""
-        for hand in self._hands:
-            if hand.work is not None or not hand.ready:
-                continue
-            while self._waiting and self._waiting[0].future.done():
-                self._waiting.popleft()  # given up by who asked
-            if not self._waiting:
-                return
-            hand.give(self._waiting.popleft())
+        """Give every process something to do; those with nothing at all first."""
+        for ahead in range(AHEAD + 1):
+            for hand in self._hands:
+                while self._waiting and self._waiting[0].future.done():
+                    self._waiting.popleft()  # given up by who asked
+                if not self._waiting:
+                    return
+                if hand.ready and len(hand.works) == ahead and hand.has_room(self._waiting[0]):
+                    hand.give(self._waiting.popleft())
+
+    def unbegun(self, works: Iterable[_Work]) -> None:
+        """What a process that died had not come to is given to another."""
+        for work in works:
+            work.tries -= 1
+            self._waiting.appendleft(work)
 
     def again(self, work: _Work, cause: str) -> None:
         """What a process died of is tried in another, or has failed."""
@@ -148,11 +159,11 @@ class Processes:
 
 
 class _Hand:
-    """One decode process, seen from the event loop."""
+    """One decode process, seen from the event loop; it works on the first of `works`, the others wait in its pipe."""
 
     def __init__(self, crew: Processes) -> None:
         self.crew = crew
-        self.work: _Work | None = None
+        self.works: deque[_Work] = deque()
         self.start()
 
     def start(self) -> None:
@@ -168,12 +179,22 @@ class _Hand:
         self.ready = False
         self.crew._loop.add_reader(self.pipe.fileno(), self.hear)
 
+    def has_room(self, work: _Work) -> bool:
+        """Whether sending it now would not have to wait until the process reads."""
+        return not self.works or sum(len(w.picture.body) for w in (*self.works, work)) <= PIPE_BYTES
+
     def give(self, work: _Work) -> None:
-        self.work = work
+        self.works.append(work)
         work.tries += 1
-        self.deadline = self.crew._loop.call_later(SECONDS, self.process.kill)
+        if len(self.works) == 1:
+            self.set_deadline()
         with suppress(BrokenPipeError, ConnectionResetError):  # its death is heard next
             self.pipe.send((work.picture.body, work.picture.expected, work.picture.boxes))
+
+    def set_deadline(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+        self.deadline = self.crew._loop.call_later(SECONDS, self.process.kill) if self.works else None
 
     def hear(self) -> None:
         try:
@@ -185,10 +206,8 @@ class _Hand:
             self.ready, self.crew.stillborn = True, 0
             self.crew.feed()
             return
-        work, self.work = self.work, None
-        assert work is not None
-        if self.deadline is not None:
-            self.deadline.cancel()
+        work = self.works.popleft()
+        self.set_deadline()
         self.crew.feed()  # before the answer is looked at: the process is idle meanwhile
         if work.future.done():
             return
@@ -198,12 +217,14 @@ class _Hand:
             work.future.set_exception(content)
 
     def bury(self) -> None:
-        work, self.work = self.work, None
+        works, self.works = self.works, deque()
         self.end()
         code = self.process.exitcode
         cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        if work is not None:
-            self.crew.again(work, cause)
+        if works:
+            begun = works.popleft()
+            self.crew.unbegun(reversed(works))
+            self.crew.again(begun, cause)
         self.crew.stillborn += not self.ready
         self.ready = False
         if self.crew.stillborn < STILLBORN:

@@ -350,7 +350,17 @@ def test_hosts_are_asked_in_turn_and_parked_while_they_rest() -> None:
     resting = {"a"}
     wait = lambda number, host: 0.02 if host in resting else 0.0  # noqa: E731
     assert [turns.next(wait) for _ in range(4)] == [(3, "b"), (4, ""), (5, "c"), None]
-    assert turns.parked
+    assert turns.soonest is not None
     resting.clear()
     time.sleep(0.03)
     assert [turns.next(wait) for _ in range(4)] == [(0, "a"), (1, "a"), (2, "a"), None]
+
+
+def test_a_host_is_asked_again_as_soon_as_one_of_its_requests_ends() -> None:
+    turns = Turns([(0, "a"), (1, "a")])
+    assert turns.next(lambda *_: 60.0) is None
+    assert turns.next(lambda *_: 0.0) is None
+    turns.unpark("b")
+    turns.unpark("a")
+    assert [turns.next(lambda *_: 0.0) for _ in range(3)] == [(0, "a"), (1, "a"), None]
+    assert turns.soonest is None
