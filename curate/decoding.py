@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from curate.engines.local import die_with_parent, portable
+from curate.engines.local import die_with_parent, keep_freed_memory, portable
 from curate.errors import CurateError, PartError, SampleError
 from curate.shards import IMAGE_EXTENSIONS, members, split_name
 
@@ -196,6 +196,7 @@ def serve(pipe: Connection, parent: int, niceness: int) -> None:
     `(number, exception)`.
     """
     die_with_parent(parent)
+    keep_freed_memory()
     os.nice(niceness)
     worker = _Worker(pipe)
     while True:

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from curate.engines.worker import UnexpectedError, die_with_parent, portable, serve
+from curate.engines.worker import UnexpectedError, die_with_parent, keep_freed_memory, portable, serve
 from curate.errors import PartError
 from curate.progress import span
 
@@ -33,6 +33,7 @@ __all__ = [
     "Tick",
     "UnexpectedError",
     "die_with_parent",
+    "keep_freed_memory",
     "main_module_hidden",
     "portable",
     "run",

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from curate.engines.local import die_with_parent, main_module_hidden, portable
+from curate.engines.local import die_with_parent, keep_freed_memory, main_module_hidden, portable
 from curate.errors import SampleError, StopError
 from curate.fetch.settings import ImageSettings
 
@@ -159,7 +160,7 @@ class Processes:
 
 
 class _Hand:
-    """One decode process, seen from the event loop; it works on the first of `works`, the others wait in its pipe."""
+    """One decode process, seen from the event loop: it is at the first of `works`, the others wait in its pipe."""
 
     def __init__(self, crew: Processes) -> None:
         self.crew = crew
@@ -169,6 +170,9 @@ class _Hand:
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, there = context.Pipe()
+        for end in (self.pipe, there):
+            with socket.socket(fileno=os.dup(end.fileno())) as of:
+                of.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * PIPE_BYTES)
         self.process: BaseProcess = context.Process(
             target=serve, args=(there, os.getpid(), self.crew.settings), daemon=True
         )
@@ -246,6 +250,7 @@ class _Hand:
 def serve(pipe: Connection, parent: int, settings: ImageSettings) -> None:
     """What a decode process does: pictures in, images or errors out, until the pipe closes."""
     die_with_parent(parent)
+    keep_freed_memory()
     from curate.fetch.images import convert, use_one_thread
 
     use_one_thread()

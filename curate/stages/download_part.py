@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from curate.disk import disk, make_folder
+from curate.engines.local import keep_freed_memory
 from curate.errors import ERROR_CODES
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.stages.shard_files import RESIZE_CODES, Record, write_shard
@@ -92,11 +93,12 @@ def download_part(output: Output, tick: Tick, rows: Rows, number: int, job: Job)
     from curate.fetch import crawl
     from curate.fetch.rows import read_rows
 
-    began = time.time()
     allow_many_sockets()
+    keep_freed_memory()
     if job.fetcher == "curate":
         crawl.prepare(job.images, job.limits, job.effort)
     table = read_rows(rows)
+    began = time.time()
     shard = f"{number:08d}"
     keys = [f"{shard}{row:0{job.key_digits}d}" for row in range(len(table))]
     with disk(output.folder / f"{shard}.tar"), spool_in(output.folder) as spool:
