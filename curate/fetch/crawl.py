@@ -107,33 +107,49 @@ def crawl(
 ) -> dict[int, Outcome]:
     """The outcome of every target, by its number; images are appended to `spool`.
 
-    Several threads may call this at once: their targets share the process's station, the first come first.
-    Raises what is a fault of ours or of the disk, never what a URL or a server causes.
+    Several threads may call this at once: their targets share the process's station, the first come first; who
+    comes with other settings waits until the others have ended. Raises what is a fault of ours, of the disk or of
+    the block list, never what a URL or a server causes.
     """
+    if not targets:
+        return {}
     part = _Part(targets, spool, done)
-    return _station(images, limits, effort).crawl(part) if targets else {}
+    with _gate:
+        while (station := _station(images, limits, effort)) is None:
+            done(0, 0, {})
+            _gate.wait(HEARTBEAT)
+        station.callers += 1
+    try:
+        return station.crawl(part)
+    finally:
+        with _gate:
+            station.callers -= 1
+            _gate.notify_all()
 
 
-_lock = threading.Lock()
+_gate = threading.Condition()
 _standing: _Station | None = None
 
 
-def _station(images: ImageSettings, limits: FetchLimits, effort: Effort) -> _Station:
-    """The station of this process; one with other settings takes the place of the one before."""
+def _station(images: ImageSettings, limits: FetchLimits, effort: Effort) -> _Station | None:
+    """The station of this process, whose `_gate` is held; None while one with other settings is at work."""
     global _standing
-    with _lock:
-        wanted = (images, limits, effort)
-        if _standing is None or _standing.settings != wanted or not _standing.thread.is_alive():
-            if _standing is not None:
-                _standing.close()
-            _standing = _Station(*wanted)
-            util.Finalize(None, close, exitpriority=100)  # a worker process runs no atexit functions
-        return _standing
+    wanted = (images, limits, effort)
+    if _standing is not None and (_standing.settings != wanted or not _standing.thread.is_alive()):
+        if _standing.callers:
+            return None
+        _standing.close()
+        _standing = None
+    if _standing is None:
+        _standing = _Station(*wanted)
+        util.Finalize(None, close, exitpriority=100)  # a worker process runs no atexit functions
+    return _standing
 
 
 def prepare(images: ImageSettings, limits: FetchLimits, effort: Effort) -> None:
     """Have the station begin to start, while its first part's rows are still read."""
-    _station(images, limits, effort)
+    with _gate:
+        _station(images, limits, effort)
 
 
 def idle() -> bool:
@@ -144,7 +160,7 @@ def idle() -> bool:
 def close() -> None:
     """End this process's station, where it has one: connections, decode processes and all."""
     global _standing
-    with _lock:
+    with _gate:
         if _standing is not None:
             _standing.close()
         _standing = None
@@ -216,6 +232,12 @@ class _Station:
         self.images, self.limits, self.effort = images, limits, effort
         self.loop = asyncio.new_event_loop()
         self.parts: list[_Part] = []
+        self.callers = 0
+        """Calls of `crawl` that are under way; guarded by the `_gate`."""
+        self.door = threading.Lock()
+        self.asked: set[_Part] = set()
+        self.over: BaseException | None = None
+        """Why nothing is done any more; this and `asked` are guarded by the `door`."""
         self.open = False
         self.ended = asyncio.Event()
         self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self.run(),), name="station")
@@ -223,13 +245,23 @@ class _Station:
         self.thread.start()
 
     def crawl(self, part: _Part) -> dict[int, Outcome]:
-        """Called from any thread but the loop's; returns when all of the part has ended."""
+        """Called from any thread but the loop's; returns when all of the part has ended.
+
+        Raises what ended the station, before or meanwhile.
+        """
+        with self.door:
+            if self.over is not None:
+                raise self.over
+            self.asked.add(part)
         self.loop.call_soon_threadsafe(self.add, part)
         try:
             return part.done.result()
         except BaseException:
             self.loop.call_soon_threadsafe(self.forget, part)
             raise
+        finally:
+            with self.door:
+                self.asked.discard(part)
 
     def close(self) -> None:
         """End everything that is under way."""
@@ -241,6 +273,15 @@ class _Station:
     # --- on the loop --------------------------------------------------------------------------------------
 
     async def run(self) -> None:
+        """All of the station's life; what ends it is told to those who wait, and not raised."""
+        try:
+            await self.work()
+        except BaseException as error:
+            self.fail(error)
+        else:
+            self.fail(RuntimeError("the station was closed"))
+
+    async def work(self) -> None:
         self.budget = Budget(self.effort.body_bytes)
         self.tuner = Tuner(self.effort.connections)
         self.tasks: set[asyncio.Task[None]] = set()
@@ -271,17 +312,16 @@ class _Station:
                     for task in rest:
                         task.cancel()
                     await asyncio.gather(*rest, return_exceptions=True)
-        except BaseException as error:
-            self.fail(error)
-            raise
         finally:
             self.decoder.close()
-            self.fail(RuntimeError("the station was closed"))
 
     def fail(self, error: BaseException) -> None:
-        for part in self.parts:
-            if not part.done.done():
-                part.done.set_exception(error)
+        """Nothing is done any more: who waits, and who comes yet, is told why."""
+        with self.door:
+            self.over = error
+            for part in self.asked:
+                if not part.done.done():
+                    part.done.set_exception(error)
         self.parts.clear()
 
     def add(self, part: _Part) -> None:

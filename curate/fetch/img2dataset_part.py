@@ -43,11 +43,13 @@ _MESSAGE = 200
 _PRIVATE = re.compile(r"GPS|MakerNote|Thumbnail")
 
 
-def check(images: ImageSettings, limits: FetchLimits, *, blurs: bool = False) -> None:
+def check(images: ImageSettings, limits: FetchLimits, *, blurs: bool = False, local: bool = False) -> None:
     """Raise InputError where img2dataset cannot run here or would break what the settings promise.
 
-    `blurs`: whether there are faces to blur.
+    `blurs`: whether there are faces to blur; `local`: whether files of this machine are to be read.
     """
+    if local:
+        raise InputError(WHERE, "fetches URLs only (found files of this machine)", hint="leave --fetcher out")
     if sys.version_info >= (3, 13):
         raise InputError(WHERE, f"img2dataset 1.47 needs Python below 3.13 (found {sys.version.split()[0]})")
     try:
@@ -95,9 +97,12 @@ def fetch(
     `check` does, and for files of this machine; PartError where img2dataset fails, dies or stalls; OSError for a
     full disk.
     """
-    check(images, limits, blurs=any(target.boxes for target in targets.values()))
-    if any(target.file for target in targets.values()):
-        raise InputError(WHERE, "fetches URLs only (found files of this machine)", hint="leave --fetcher out")
+    check(
+        images,
+        limits,
+        blurs=any(target.boxes for target in targets.values()),
+        local=any(target.file for target in targets.values()),
+    )
     asked, refused = _sorted_out(targets)
     done(len(refused), len(refused), _news(refused.values()))
     part = _Part(targets, asked, spool, images)

@@ -75,6 +75,8 @@ def download(made: Plan, *, workers: int, connections: int | None = None, **opti
     from curate.fetch import crawl
 
     layout = made.layout
+    if made.settings.fetcher == "img2dataset":
+        _check_img2dataset(made)
     if not made.settings.blur and any(work.entry.columns["boxes"] for work in made.works):
         log.warning("%s: faces stay as they are (--no-blur-faces)", layout.shards)
     disk.make_folder(layout.root)
@@ -166,6 +168,20 @@ def _bytes_a_sample(layout: Layout, settings: DownloadSettings) -> float:
     if settings.images.resize_mode == "no":
         return WHOLE_BYTES
     return SAMPLE_BYTES * (settings.images.image_size / 512) ** 2
+
+
+def _check_img2dataset(made: Plan) -> None:
+    """Raise InputError for what img2dataset cannot do, before the pool is promised to it."""
+    from curate.fetch import img2dataset_part
+
+    for work in made.works:
+        _, algorithm = work.entry.columns["hash"] or (None, None)
+        img2dataset_part.check(
+            replace(made.settings.images, verify_hash=algorithm),
+            made.settings.limits,
+            blurs=made.settings.blur and work.entry.columns["boxes"] is not None,
+            local=work.entry.kind == "folder",
+        )
 
 
 # --- tasks ------------------------------------------------------------------------------------------------

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from curate import receipts
-from curate.errors import InputError, nearest, no_such
+from curate.errors import InputError, UnknownName, nearest
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.stages import sources
 from curate.stages.download_part import FETCHERS
@@ -48,12 +46,17 @@ class DownloadSettings:
             raise InputError("--verify-hash", "needs a column and a hash", hint="--verify-hash sha256 sha256")
         if self.bbox_col is not None and not self.blur:
             raise InputError("--bbox-col", "names faces, and --no-blur-faces leaves them", hint="leave one out")
+        if self.fetcher not in FETCHERS:
+            raise UnknownName("--fetcher", "fetcher", self.fetcher, FETCHERS)
 
     def described(self) -> dict[str, Any]:
-        """The settings that decide what is stored, as JSON. Deadlines and retries do not: they may change."""
+        """The settings that decide what is stored, as JSON. Deadlines and retries do not: they may change.
+
+        Raises InputError for a block list that cannot be read.
+        """
+        from curate.fetch import blocks
+
         blocked = self.limits.block_list
-        if blocked is not None and not Path(blocked).is_file():
-            raise no_such(Path(blocked), "block list")
         return {
             "images": replace(self.images, verify_hash=None).as_json(),
             "samples_per_shard": self.samples_per_shard,
@@ -64,7 +67,7 @@ class DownloadSettings:
             "max_bytes": self.limits.max_bytes,
             "obey_opt_out": self.limits.obey_opt_out,
             "obey_robots": self.limits.obey_robots,
-            "block_list": receipts.file_sha256(Path(blocked)) if blocked else None,
+            "block_list": blocks.load(blocked).sha256 if blocked else None,
         }
 
     def columns(self, source: SourceList, before: Mapping[str, Any] | None = None) -> dict[str, Any]:

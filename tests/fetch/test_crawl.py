@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curate.errors import StopError
+from curate.errors import InputError, StopError
 from curate.fetch import crawl, decoders, outage
 from curate.fetch.budget import Budget
 from curate.fetch.crawl import Effort, LocalFile, Outcome, Target
@@ -185,6 +185,34 @@ def test_bytes_of_the_block_list_are_neither_decoded_nor_kept(server: HostileSer
         assert (outcome.fetched.final_url, outcome.fetched.address, outcome.fetched.headers) == (None, None, {})
     assert len(spool.getvalue()) == found[3].length
     assert not [name for name in news.told if name.startswith("host:")]
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_what_ends_the_station_at_its_start_is_told_to_who_waits(tmp_path: Path, prepared: bool) -> None:
+    listed = tmp_path / "blocked.txt"
+    listed.write_text("no digest\n")
+    limits = replace(LIMITS, block_list=str(listed))
+    if prepared:
+        crawl.prepare(IMAGES, limits, ONE)
+    with ThreadPoolExecutor(1) as thread:  # it must not wait for ever
+        told = thread.submit(run, {0: Target("http://127.0.0.1:9/")}, limits=limits)
+        with pytest.raises(InputError, match="line 1 is no digest"):
+            told.result(10)
+
+
+def test_parts_with_other_settings_wait_for_those_that_are_under_way(server: HostileServer) -> None:
+    server.routes |= {f"/{n}.jpg": slow(0.3, jpeg(n)) for n in range(8)}
+    digest = hashlib.sha256(jpeg(0)).hexdigest()
+
+    def part(number: int) -> dict[int, Outcome]:
+        images = replace(IMAGES, verify_hash="sha256" if number % 2 else None)
+        targets = {n: Target(server.url(f"/{n}.jpg"), digest) for n in (number, number + 4)}
+        return crawl.crawl(targets, io.BytesIO(), images=images, limits=LIMITS, effort=ONE, done=News())
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(part, range(4)))
+    images = [outcome.image for outcomes in found for outcome in outcomes.values()]
+    assert [image and image.hash_ok for image in images] == [None, None, False, False] * 2
 
 
 def test_files_of_this_machine_are_held_to_the_same_limits(tmp_path: Path) -> None:

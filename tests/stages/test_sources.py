@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -585,11 +586,32 @@ def test_a_list_of_blocked_things_is_a_setting(tmp_path: Path, rows: Make) -> No
     settings = DownloadSettings(SETTINGS.images, FetchLimits(allow_private=True, block_list=str(blocked)), 4)
     with pytest.raises(InputError, match="no such block list"):
         plan(tmp_path / "pool", source, settings)
+    blocked.write_text("0" * 63 + "\n")
+    with pytest.raises(InputError, match="line 1 is no digest"):
+        plan(tmp_path / "pool", source, settings)
     blocked.write_text("0" * 64 + "\n")
     run(plan(tmp_path / "pool", source, settings))
     blocked.write_text("1" * 64 + "\n")
     with pytest.raises(InputError, match="block-list was"):
         plan(tmp_path / "pool", source, settings)
+
+
+def test_what_img2dataset_cannot_do_is_refused_before_the_pool_is_promised_to_it(
+    tmp_path: Path, rows: Make
+) -> None:
+    source = write(tmp_path / "l.csv", rows(0, 1))
+    with pytest.raises(UnknownName, match="no fetcher 'img2datset'"):
+        replace(SETTINGS, fetcher="img2datset")
+    settings = replace(SETTINGS, fetcher="img2dataset", limits=replace(LIMITS, obey_robots=True))
+    with pytest.raises(InputError, match="no robots"):
+        download(plan(tmp_path / "pool", source, settings), workers=0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(jpeg(0))
+    with pytest.raises(InputError, match="fetches URLs only"):
+        download(plan(tmp_path / "pool", folder, replace(SETTINGS, fetcher="img2dataset")), workers=0)
+    assert not (tmp_path / "pool").exists()
+    run(plan(tmp_path / "pool", source, SETTINGS))
 
 
 def test_space_is_foretold(tmp_path: Path, rows: Make, monkeypatch: pytest.MonkeyPatch) -> None:
