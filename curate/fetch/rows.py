@@ -162,8 +162,14 @@ def _error(
 
 
 def _table(own: Sequence[Sequence[str | None]], others: pa.Schema, arrays: list[Any]) -> pa.Table:
-    """OWN, then the list's columns; one that has a name of OWN is kept as `list_<name>`."""
-    names = [*OWN, *(f"list_{name}" if name in OWN else name for name in others.names)]
+    """OWN, then the list's columns; one whose name is taken is kept as `list_<name>`."""
+    names, taken = [*OWN], {*OWN, *others.names}
+    for name in others.names:
+        kept = name
+        while kept in OWN or (kept != name and kept in taken):
+            kept = f"list_{kept}"
+        names.append(kept)
+        taken.add(kept)
     return pa.table([*(pa.array(values, pa.string()) for values in own), *arrays], names=names)
 
 

@@ -17,7 +17,7 @@ from curate.disk import disk, make_folder
 from curate.engines.local import keep_freed_memory
 from curate.errors import ERROR_CODES
 from curate.fetch.settings import FetchLimits, ImageSettings
-from curate.stages.shard_files import RESIZE_CODES, Record, write_shard
+from curate.stages.shard_files import RESIZE_CODES, Record, kept_name, write_shard
 from curate.uids import derive_uid
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def download_part(output: Output, tick: Tick, rows: Rows, number: int, job: Job)
                 output,
                 shard,
                 records,
-                kept_columns(table, asked, job.bbox_column),
+                _named(kept_columns(table, asked, job.bbox_column), job.images.compute_hash),
                 [ledger_row(r["key"], o) for r, o in zip(records, asked, strict=True)],
                 image=lambda row: spooled(spool, asked[row]),
                 compute_hash=job.images.compute_hash,
@@ -283,6 +283,10 @@ def kept_columns(table: pa.Table, outcomes: Sequence[Outcome], bbox_column: str 
             nothing = pa.scalar(None, others[name].type)
             others = others.set_column(place, name, pc.if_else(blocked, nothing, others[name]))
     return others
+
+
+def _named(others: pa.Table, compute_hash: str) -> pa.Table:
+    return others.rename_columns([kept_name(name, compute_hash) for name in others.column_names])
 
 
 class throttled:  # noqa: N801 - used as a statement

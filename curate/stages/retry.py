@@ -22,7 +22,7 @@ from curate.receipts import Receipt
 from curate.stages import download_part as fetching
 from curate.stages import sources
 from curate.stages.download_part import LANES, Job
-from curate.stages.shard_files import TABLE, Record, our_columns, write_shard
+from curate.stages.shard_files import TABLE, Record, kept_name, our_columns, write_shard
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -263,7 +263,8 @@ def retry_part(
         outcomes = [found.get(row, blank) for row in range(len(table))]
         records = _records(table, found, job)
         stored = _Stored(folder / f"{part}.tar", tar, folder / f"{part}.index.parquet")
-        others = fetching.kept_columns(_others(table, job), outcomes, job.bbox_column)
+        boxes = kept_name(job.bbox_column, job.images.compute_hash) if job.bbox_column else None
+        others = fetching.kept_columns(_others(table, job), outcomes, boxes)
         with fetching.told_as_disk(tick):
             counts = write_shard(
                 output,
@@ -290,11 +291,10 @@ def _as_list(table: pa.Table, job: Job) -> pa.Table:
     """The part's table as the list that it was: what is asked for stands under the list's names."""
     import pyarrow as pa
 
-    ours = our_columns(job.images.compute_hash)
     listed = table.select(["uid", "url", "caption"]).append_column("list_error", pa.nulls(len(table), pa.string()))
     for name in (job.verify_column, job.bbox_column):
         if name and name not in listed.column_names:
-            listed = listed.append_column(name, table[f"list_{name}" if name in ours else name])
+            listed = listed.append_column(name, table[kept_name(name, job.images.compute_hash)])
     return listed
 
 

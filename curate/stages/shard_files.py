@@ -95,11 +95,11 @@ def write_shard(
 ) -> dict[str, int]:
     """Write all five files; counts samples, ok, failed, bytes, and `code:<error code>` each.
 
-    `others` are the list's own columns and `ledger` the ledger's rows, both in the order of `records`. `image`
-    gives the extension and bytes of a row that has one. Raises PartError where tar and table do not agree.
+    `others` are the list's own columns, each under its `kept_name`, and `ledger` the ledger's rows, both in the
+    order of `records`. `image` gives the extension and bytes of a row that has one. Raises PartError where tar
+    and table do not agree.
     """
     mark_same_bytes(records, placeholder_urls)
-    others = _renamed(others, compute_hash)
     tar = _write_tar(output, shard, records, others, image, compute_hash)
     write_table(output, f"{shard}.parquet", _table(records, others, compute_hash))
     write_table(output, f"{shard}.index.parquet", tar.index())
@@ -179,10 +179,22 @@ def _arrow(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]
     return pa.table({n: pa.array([r[n] for r in rows], pa.type_for_alias(kind)) for n, kind in columns})
 
 
-def _renamed(others: pa.Table, compute_hash: str) -> pa.Table:
-    """The list's own columns; one that has the name of one of ours is kept as `list_<name>`."""
-    ours = our_columns(compute_hash)
-    return others.rename_columns([f"list_{name}" if name in ours else name for name in others.column_names])
+def kept_name(name: str, compute_hash: str) -> str:
+    """What a list's own column is called in a shard's table: `list_<name>` where that is a name of ours.
+
+    So is a name that only such a `list_` divides from one of ours, so that no two columns become one: a table of
+    ours is a list, too.
+    """
+    ours, bare = our_columns(compute_hash) - _EVERY_LIST, name
+    while bare not in ours:
+        if not bare.startswith("list_"):
+            return name
+        bare = bare.removeprefix("list_")
+    return f"list_{name}"
+
+
+_EVERY_LIST = {"uid", "url", "caption"}
+"""Columns of ours that a list's own cannot have the name of any more: its rows were read with them."""
 
 
 def our_columns(compute_hash: str) -> set[str]:

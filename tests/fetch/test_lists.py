@@ -142,6 +142,8 @@ def test_named_columns_win_and_no_column_is_lost(tmp_path: Path) -> None:
     (row,) = rows_of(path, url_col="link", caption_col="alt")
     assert (row["url"], row["caption"]) == ("http://a", "words")
     assert (row["list_url"], row["list_caption"]) == ("http://page", "other")
+    (row,) = rows_of(write(tmp_path / "l.csv", [{**record, "list_url": "older"}]), url_col="link")
+    assert (row["url"], row["list_list_url"], row["list_url"]) == ("http://a", "http://page", "older")
 
 
 def test_other_columns_keep_their_arrow_types(tmp_path: Path) -> None:

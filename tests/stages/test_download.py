@@ -295,6 +295,26 @@ def test_columns_of_any_type_are_kept(server: HostileServer, tmp_path: Path) -> 
     assert (said[0]["key"], said[0]["list_key"]) == ("000000000", "k1")
 
 
+def test_a_table_of_ours_is_a_list_too(server: HostileServer, tmp_path: Path) -> None:
+    first = {"url": server.url("/0.jpg"), "text": "a", "original_width": 7, "n": 1}
+    pq.write_table(pa.Table.from_pylist([first]), tmp_path / "list.parquet")
+    source = tmp_path / "list.parquet"
+    for again in range(3):
+        run(tmp_path / str(again), source)
+        source = tmp_path / str(again) / "shards" / "00000000.parquet"
+    (row,) = pq.read_table(source).to_pylist()
+    widths = {name: value for name, value in row.items() if name.endswith("original_width")}
+    assert widths == {
+        "original_width": row["original_width"],
+        "list_original_width": row["original_width"],
+        "list_list_original_width": row["original_width"],
+        "list_list_list_original_width": 7,
+    }
+    assert (row["n"], row["hash_ok"], row["uid"]) == (1, True, table_of(tmp_path / "0")[0]["uid"])
+    ((_, said),) = [m for m in members_of(tmp_path / "2") if m[0].endswith(".json")]
+    assert json.loads(said)["list_list_list_original_width"] == 7
+
+
 def test_hashes_are_verified_against_the_list(server: HostileServer, tmp_path: Path) -> None:
     right = hashlib.md5(jpeg(0), usedforsecurity=False).hexdigest()
     records = [

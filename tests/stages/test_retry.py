@@ -192,13 +192,15 @@ def test_hashes_boxes_and_columns_of_the_list_are_known_again(server: HostileSer
             "url": server.url(f"/{n}.jpg"),
             "text": f"photo {n}",
             "n": n,
-            "sha256": hashlib.sha256(jpeg(n if n != 1 else 99)).hexdigest(),
+            "sha256": "an older one",
+            "list_sha256": hashlib.sha256(jpeg(n if n != 1 else 99)).hexdigest(),
             "face_bboxes": [[0.1, 0.1, 0.6, 0.6]] if n != 2 else [],
         }
         for n in range(4)
     ]
     source = listed(tmp_path, records)
-    settings = replace(SETTINGS, images=replace(SETTINGS.images, on_mismatch="drop"))
+    images = replace(SETTINGS.images, on_mismatch="drop", verify_hash="sha256")
+    settings = replace(SETTINGS, images=images, verify_column="list_sha256")
     pool = tmp_path / "pool"
     download(plan(pool, source, settings), workers=0).raise_failed()
     for n in (0, 1):
