@@ -449,6 +449,8 @@ class _Station:
         grow = partial(self.budget.grow, holder)
         if target.file is None:
             return await self.fetcher.fetch(target.url, grow)
+        if self.block_list is not None and target.url and self.block_list.has_url(target.url):
+            return Fetched("", error_code="blocked")
         return await read_file(target.file, self.limits.max_bytes, grow)
 
     async def outcomes(self, part: _Part, numbers: list[int], fetched: Fetched) -> dict[int, Outcome]:

@@ -23,7 +23,7 @@ from curate.errors import InputError, StopError
 from curate.fetch import crawl, decoders, outage
 from curate.fetch.budget import Budget
 from curate.fetch.crawl import Effort, LocalFile, Outcome, Target
-from curate.fetch.http import Fetcher
+from curate.fetch.http import Fetched, Fetcher
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.fetch.turns import Turns
 from tests.fetch import flaky, servers
@@ -213,6 +213,19 @@ def test_parts_with_other_settings_wait_for_those_that_are_under_way(server: Hos
         found = list(threads.map(part, range(4)))
     images = [outcome.image for outcomes in found for outcome in outcomes.values()]
     assert [image and image.hash_ok for image in images] == [None, None, False, False] * 2
+
+
+def test_a_file_whose_url_is_blocked_is_not_read(tmp_path: Path) -> None:
+    listed, size = tmp_path / "blocked.txt", len(jpeg())
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    listed.write_text("url:" + hashlib.sha256(b"http://one.example/1.jpg").hexdigest() + "\n")
+    file = LocalFile(tmp_path / "a.jpg", 0, size)
+    targets = {
+        n: Target(f"http://one.example/{n}.jpg" if n else "", file=replace(file, length=size - n)) for n in range(2)
+    }
+    found = run(targets, limits=FetchLimits(block_list=str(listed)))
+    assert [found[n].error_code for n in range(2)] == [None, "blocked"]
+    assert found[1].fetched == Fetched("", error_code="blocked")
 
 
 def test_files_of_this_machine_are_held_to_the_same_limits(tmp_path: Path) -> None:
