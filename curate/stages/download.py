@@ -257,6 +257,7 @@ def _with_rows(made: Plan, work: Work, lacking: set[str], effort: Mapping[str, A
         return
     try:
         source = _source(made.layout, work)
+        again = _repeats(made, work, source) if settings.dedup_urls else {}
     except PartError as error:
         log.warning("%s; %s of it not here yet, and left for another time", error, plural(len(wanted), "shard"))
         return
@@ -272,7 +273,6 @@ def _with_rows(made: Plan, work: Work, lacking: set[str], effort: Mapping[str, A
         fetcher=settings.fetcher,
         **effort,
     )
-    again = _repeats(made, work, source) if settings.dedup_urls else {}
     for shard in wanted:
         task, (first, last) = found[shard], work.span(shard)
         rows = replace(source.part(first, last - first), duplicates=again.get(shard, ()))
@@ -292,7 +292,10 @@ def _source(layout: Layout, work: Work) -> SourceList:
 
 
 def _repeats(made: Plan, work: Work, source: SourceList) -> dict[int, tuple[int, ...]]:
-    """The rows of each shard of an entry whose URL stood before, in it or in the entries that it continues."""
+    """The rows of each shard of an entry whose URL stood before, in it or in the entries that it continues.
+
+    Raises PartError where one of their lists is not there.
+    """
     import numpy as np
 
     from curate.fetch.repeats import repeats

@@ -66,7 +66,7 @@ class Plan:
     settings: DownloadSettings
     before: tuple[Entry, ...]
     works: tuple[Work, ...]
-    """What goes on and, last, what is new."""
+    """What goes on and, last, what is new; some of no shard, whose URLs a new one may repeat."""
     drawn: npt.NDArray[np.int64] | None = None
     """Where the new entry's rows stand in its list, if they are drawn from it."""
 
@@ -166,8 +166,7 @@ def _planned(
             of = drawn.shards_with(layout, place, entry, settings.samples_per_shard, want)
         if place in covered and not entry.drawn:
             source = sources.as_then(listed, entry)
-        if of is None or of:
-            works.append(Work(place, entry, source, listed.root, of))
+        works.append(Work(place, entry, source, listed.root, of))
     rows = drawn.left(want, drawn.taken(layout, before, chain, listed.rows))
     if len(rows):
         contiguous = isinstance(rows, range)
@@ -190,7 +189,7 @@ def _planned(
             shards=-(-len(rows) // settings.samples_per_shard),
         )
         works.append(Work(len(before), entry, listed, listed.root))
-    elif not works:
+    elif not any(work.numbers for work in works):
         what = f"the selection {selection!r} keeps" if selection else f"a sample of {sample} leaves"
         raise InputError(str(layout.root), f"{what} no row of its list")
     return Plan(layout, settings, before, tuple(works), None if isinstance(rows, range) else rows)
