@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from curate.disk import disk, lock, make_folder, same_file
-from curate.errors import Busy, InputError, PartError
+from curate.errors import Busy, CurateError, InputError, PartError
 
 FORMAT = 1
 RECEIPTS = "_receipts"
@@ -406,23 +406,40 @@ def _journal(folder: Path, part: str) -> Path:
     return folder / RECEIPTS / f"{part}.replaced"
 
 
+def finish_replacing(folder: Path, part: str) -> None:
+    """Finish the replacement of a part that a dead process had begun, if there is one: its files are whole.
+
+    To be called with the part's lock held.
+    """
+    path = _journal(folder, part)
+    if not path.is_file():
+        return
+    try:
+        told = read_json(path)
+        outputs = {name: Written(**written) for name, written in told["outputs"].items()}
+    except (PartError, KeyError, TypeError, AttributeError):
+        outputs = {}  # damaged: then the part is made anew
+    if outputs and all(_renamed(folder / name, written) for name, written in outputs.items()):
+        for parent in {(folder / name).parent for name in outputs}:
+            _fsync_folder(parent)
+        write_json(receipt_path(folder, part), told)
+    path.unlink(missing_ok=True)
+
+
 def _go_on_replacing(folder: Path) -> None:
-    """Finish the replacements that dead processes had begun: their files are whole, under either name."""
+    """Finish the replacements that dead processes had begun, but for what another process is at."""
     for path in (folder / RECEIPTS).glob("*.replaced"):
-        part = path.stem
-        try:
-            with lock(receipt_path(folder, part).with_suffix(".lock")):
-                told = read_json(path)
-                outputs = {name: Written(**written) for name, written in told["outputs"].items()}
-                if all(_renamed(folder / name, written) for name, written in outputs.items()):
-                    for parent in {(folder / name).parent for name in outputs}:
-                        _fsync_folder(parent)
-                    write_json(receipt_path(folder, part), told)
-                path.unlink(missing_ok=True)
-        except Busy:
-            continue
-        except (PartError, KeyError, TypeError):
-            path.unlink(missing_ok=True)  # done by another process, or damaged: then the part is made anew
+        with suppress(Busy), lock(receipt_path(folder, path.stem).with_suffix(".lock")):
+            finish_replacing(folder, path.stem)
+
+
+def _awaited(folder: Path) -> set[Path]:
+    """The temporary files that unfinished replacements are made of."""
+    found: set[Path] = set()
+    for path in (folder / RECEIPTS).glob("*.replaced"):
+        with suppress(CurateError, KeyError, TypeError, AttributeError):
+            found |= {folder / f"{name}.tmp" for name in read_json(path)["outputs"]}
+    return found
 
 
 def _renamed(path: Path, written: Written) -> bool:
@@ -438,7 +455,8 @@ def _renamed(path: Path, written: Written) -> bool:
 def sweep(folder: Path) -> int:
     """Remove what dead processes left in `folder` and its receipts: `.tmp` files and folders, locks; how many.
 
-    A replacement of a part that was ended between two of its files is finished first.
+    A replacement of a part that was ended between two of its files is finished first; one that another process
+    is finishing keeps its files.
     """
     swept = 0
     _go_on_replacing(folder)
@@ -448,7 +466,7 @@ def sweep(folder: Path) -> int:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if same_file(fd, path):
+                    if same_file(fd, path) and path not in _awaited(folder):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
                         swept += 1
                 finally:

@@ -189,6 +189,7 @@ def _account(summary: Summary, task: Task, receipt: Receipt) -> None:
 def execute(tick: local.Tick, stage: str, version: int, task: Task, wait: bool) -> Receipt:
     """One task in the process that does it: lock, work, check the sums, commit."""
     with disk.lock(receipts.receipt_path(task.folder, task.part).with_suffix(".lock"), wait=wait):
+        receipts.finish_replacing(task.folder, task.part)  # of a process that died while we waited for its lock
         receipt = receipts.read_receipt(task.folder, task.part)
         if receipt and _matches(receipt, stage, version, task):
             return receipt  # another process was faster

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from curate import receipts
+from curate import receipts, runner
 from curate.disk import lock
 from curate.errors import Busy, InputError, StopError
 from curate.receipts import Output, Receipt, digest, read_receipt, receipt_path, sweep
@@ -187,6 +187,30 @@ def test_a_replacement_that_was_begun_is_finished(
     assert receipt is not None
     assert receipt.what == {"text": "new"}
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["_receipts", "a.txt", "b.txt", "p.json"]
+
+
+def test_a_replacement_that_another_process_finishes_keeps_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced(tmp_path, monkeypatch, "b.txt")
+    (tmp_path / "c.txt.tmp").write_bytes(b"of nobody")
+    with lock(tmp_path / "_receipts" / "p.lock"):
+        sweep(tmp_path)
+        assert not (tmp_path / "c.txt.tmp").exists()
+        receipts.finish_replacing(tmp_path, "p")
+    assert (tmp_path / "b.txt").read_bytes() == b"new b"
+    receipt = read_receipt(tmp_path, "p")
+    assert receipt is not None
+    assert receipt.what == {"text": "new"}
+
+
+def test_a_part_is_not_made_of_half_a_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waited for the lock of a process that died finds the part as that would have left it."""
+    replaced(tmp_path, monkeypatch, "b.txt")
+    task = runner.Task("p", tmp_path, {"text": "new"}, pytest.fail)
+    receipt = runner.execute(lambda *_: None, "stage", 1, task, True)
+    assert receipt == read_receipt(tmp_path, "p")
+    assert [(tmp_path / name).read_bytes() for name in ("a.txt", "b.txt")] == [b"new a", b"new b"]
 
 
 def test_a_replacement_that_was_not_begun_leaves_all_as_it_was(
