@@ -35,7 +35,10 @@ async def receive(
         if encoding and not received:
             inflate = _inflater(encoding, chunk)
         received += len(chunk)
-        piece = inflate.decompress(chunk, most + 1 - size) if inflate else chunk
+        piece = chunk
+        if inflate is not None:
+            # what follows its end is nothing, and zlib would copy all of it anew with every piece
+            piece = b"" if inflate.eof else inflate.decompress(chunk, most + 1 - size)
         size += len(piece)
         if max(received, size) > most:
             if cut:

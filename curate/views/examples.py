@@ -246,6 +246,8 @@ class _Shown:
     ) -> Tile:
         sides = [(sample[f"{kind}width"], sample[f"{kind}height"]) for kind in ("original_", "")]
         size = next((f"{w} \u00d7 {h} px" for w, h in sides if w is not None and h is not None), "")
+        if sample["picture"].blocked:  # a metadata file knows them all the same
+            sample = {**sample, "url": None, "caption": None, "characters": None}
         caption = None if sample["caption"] is None else inert(sample["caption"])
         return Tile(
             uid=str(sample["uid"]),

@@ -26,6 +26,8 @@ SIDE = 192
 """Pixels of a thumbnail's longer side at most."""
 QUALITY = 62
 
+_UNWANTED = "no thumbnails were asked for"
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -37,6 +39,8 @@ class Picture:
     width: int = 0
     height: int = 0
     """Pixels of the thumbnail."""
+    blocked: bool = False
+    """Then nothing that leads to the sample may be shown."""
 
 
 def meaning(code: str) -> str:
@@ -54,12 +58,10 @@ class Pictures:
 
     def of(self, part: Part, rows: Sequence[int]) -> list[Picture]:
         """One picture for each of these rows of a part."""
-        if not self._wanted:
-            return [Picture(None, "no thumbnails were asked for")] * len(rows)
         made: dict[int, Picture] = {}
         for shard, places in self._places(part, rows).items():
             if shard is None:
-                made |= {at: Picture(None, self._absent) for at in places}
+                made |= {at: Picture(None, self._absent if self._wanted else _UNWANTED) for at in places}
             else:
                 made |= self._of_shard(self._pool.shards[shard], places)
         return [made[at] for at in range(len(rows))]
@@ -95,16 +97,22 @@ class Pictures:
             return
         wanted = table[list(places.values())].join(index, on="key", how="left", maintain_order="left")
         with ExitStack() as stack:
-            tar: int | PartError
+            tar: int | PartError | None = None
             try:
-                tar = open_tar(str(shard.tar))
-                stack.callback(os.close, tar)
+                if self._wanted:
+                    tar = open_tar(str(shard.tar))
+                    stack.callback(os.close, tar)
             except PartError as error:
                 tar = error
             for at, row in zip(places, wanted.iter_rows(named=True), strict=True):
                 yield at, self._thumbnail(tar, shard, row)
 
-    def _thumbnail(self, tar: int | PartError, shard: Shard, row: Mapping[str, object]) -> Picture:
+    def _thumbnail(self, tar: int | PartError | None, shard: Shard, row: Mapping[str, object]) -> Picture:
+        """`tar` is None where no thumbnails are wanted."""
+        if row[FAILED] == "blocked":
+            return Picture(None, f"blocked: {meaning('blocked')}", blocked=True)
+        if tar is None:
+            return Picture(None, _UNWANTED)
         if (code := row[FAILED]) is not None:
             return Picture(None, f"{code}: {meaning(str(code))}")
         if isinstance(tar, PartError):

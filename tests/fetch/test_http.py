@@ -353,6 +353,8 @@ def test_compressed_bodies_are_decompressed_under_the_cap(server: HostileServer,
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
     server.routes["/garbage"] = answer(b"\xff\xfenot compressed", Content_Encoding=encoding)
     assert get(server.url("/garbage")).error_code == "bad_response"
+    server.routes["/more"] = answer(packed + bytes(FAST.max_bytes // 2), Content_Encoding=encoding)
+    assert get(server.url("/more")).body == small
     server.routes["/cut"] = answer(packed[:-20], Content_Encoding=encoding)
     assert get(server.url("/cut")).error_code == "reset"
 

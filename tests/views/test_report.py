@@ -341,6 +341,20 @@ def test_metadata_with_shards_shows_what_was_downloaded(tmp_path: Path) -> None:
     assert shown.text.count("no image: the image is not in this pool") == 1
 
 
+@pytest.mark.parametrize("pictures", [True, False])
+def test_nothing_leads_to_what_is_blocked(tmp_path: Path, pictures: bool) -> None:
+    make_pool(tmp_path / "pool", 1, 2, fails=lambda _, row: "blocked" if row else None)
+    rows = [{"uid": uid_of(0, r), "url": url_of(0, r), "text": f"it is {r}", SIMILARITY: 0.2} for r in range(2)]
+    make_metadata(tmp_path / "pool", rows)
+    pool = open_pool(tmp_path / "pool")
+    shown, _ = page(pool, choose(pool, "random:n=2"), tmp_path / "report.html", pictures=pictures)
+    assert "it is 0" in shown.text
+    assert "it is 1" not in shown.text
+    text = (tmp_path / "report.html").read_text()
+    assert url_of(0, 0).partition("://")[2] in text
+    assert url_of(0, 1).partition("://")[2] not in text
+
+
 def test_a_large_pool_is_sampled_and_says_so(tmp_path: Path) -> None:
     for part in range(6):
         rows = [{**r, "uid": f"{part:016x}{row:016x}"} for row, r in enumerate(metadata(20))]
