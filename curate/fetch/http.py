@@ -116,16 +116,21 @@ class _Job:
             url,
             body,
             code,
-            what,
+            what and _utf8(what),
             final,
             self.status,
-            self.content_type,
+            self.content_type and _utf8(self.content_type),
             self.address,
             self.tries,
             seconds,
             self.headers,
             offline and not self.answered,
         )
+
+
+def _utf8(text: str) -> str:
+    """What a server said, with question marks for what no UTF-8 file can hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 class _Response(aiohttp.ClientResponse):
@@ -333,7 +338,7 @@ class Fetcher:
             job.status, job.answered = status, True
             job.content_type = headers.get(_CONTENT_TYPE)
             job.address = getattr(response, "address", None)
-            job.headers = {name: headers[key] for name, key in _LEDGER if key in headers}
+            job.headers = {name: _utf8(headers[key]) for name, key in _LEDGER if key in headers}
             after = retry_after(headers.get(_RETRY_AFTER)) if status in _HOST_PAUSES or status >= 500 else None
             self._hosts.answered(host, status, after, began)
             if status in _REDIRECTS and _LOCATION in headers:

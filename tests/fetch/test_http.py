@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import resource
 import shutil
 import socket
@@ -357,6 +358,16 @@ def test_compressed_bodies_are_decompressed_under_the_cap(server: HostileServer,
     assert get(server.url("/more")).body == small
     server.routes["/cut"] = answer(packed[:-20], Content_Encoding=encoding)
     assert get(server.url("/cut")).error_code == "reset"
+
+
+def test_headers_of_any_bytes_can_be_written_down(server: HostileServer) -> None:
+    headers = (
+        b"Content-Type: image/\xff\r\nServer: \xfe\r\nX-Robots-Tag: noai, \xed\xa0\x80\r\nContent-Length: 0\r\n\r\n"
+    )
+    server.routes["/odd"] = raw(b"HTTP/1.1 200 \xff\r\n" + headers)
+    got = get(server.url("/odd"))
+    assert (got.error_code, got.content_type, got.headers["server"]) == ("opted_out", "image/?", "?")
+    json.dumps([got.error_message, got.headers], ensure_ascii=False).encode()
 
 
 def test_deflate_without_a_header_is_understood(server: HostileServer) -> None:
