@@ -26,7 +26,7 @@ from curate.fetch.addresses import CheckedResolver, Lookup, is_public, literal
 from curate.fetch.bodies import Grow, receive
 from curate.fetch.clock import Clock
 from curate.fetch.faults import ALWAYS, TROUBLE, Failed, named, unresolved
-from curate.fetch.hosts import FULL_SECONDS, Host, Hosts
+from curate.fetch.hosts import FULL_SECONDS, MOST_HOSTS, Host, Hosts
 from curate.fetch.settings import FetchLimits
 from curate.fetch.urls import host_key, host_of, opted_out, parse_url, redirect, retry_after
 
@@ -172,6 +172,8 @@ class Fetcher:
     async def __aenter__(self) -> Fetcher:
         limits = self.limits
         self._loop = asyncio.get_running_loop()
+        self._lively: dict[str, None] = {}
+        """Hosts that have answered, the latest of them last: their silence may be this machine's."""
         self._hosts = Hosts(
             per_host=limits.per_host,
             backoff_seconds=limits.backoff_seconds,
@@ -317,6 +319,8 @@ class Fetcher:
             finally:
                 job.clock.stop()
         except Failed as failed:
+            if failed.code != "dns" and host.key not in self._lively:
+                failed.offline = False  # its name was found, and nobody has ever seen more of it
             if failed.silent and not job.answered:
                 self._hosts.silent(host, failed, began)
             raise
@@ -341,6 +345,10 @@ class Fetcher:
             job.headers = {name: _utf8(headers[key]) for name, key in _LEDGER if key in headers}
             after = retry_after(headers.get(_RETRY_AFTER)) if status in _HOST_PAUSES or status >= 500 else None
             self._hosts.answered(host, status, after, began)
+            self._lively.pop(host.key, None)
+            self._lively[host.key] = None
+            if len(self._lively) > MOST_HOSTS:
+                del self._lively[next(iter(self._lively))]
             if status in _REDIRECTS and _LOCATION in headers:
                 return redirect(url, headers[_LOCATION])
             if status not in _BODY_STATUSES:

@@ -316,6 +316,26 @@ def test_hosts_that_are_silent_while_others_answer_have_failed(
     assert [found[n].error_code for n in range(80)] == ["dns"] * 60 + [None] * 20
 
 
+def test_hosts_that_never_said_a_word_are_no_sign_of_a_line_that_is_down(
+    server: HostileServer, line: dict[str, bool]
+) -> None:
+    server.routes = {f"/{n}.jpg": servers.silent() for n in range(20)}
+    limits = replace(IMPATIENT, idle_seconds=0.3, total_seconds=1.0)
+    found = run(named(server, 60), limits=limits, effort=Effort(64))
+    assert {o.error_code for o in found.values()} == {"timeout"}
+
+
+def test_hosts_that_fall_silent_all_at_once_are_a_sign_of_it(server: HostileServer, line: dict[str, bool]) -> None:
+    server.routes = {
+        f"/{n}.jpg": servers.in_turn(answer(jpeg(n)), servers.silent(), answer(jpeg(n))) for n in range(30)
+    }
+    limits = replace(IMPATIENT, idle_seconds=0.3, total_seconds=1.0)
+    for _ in range(2):
+        targets = {n: Target(f"http://host{n}.test:{server.port}/{n}.jpg") for n in range(30)}
+        found = run(targets, limits=limits, effort=Effort(64))
+        assert {o.error_code for o in found.values()} == {None}
+
+
 def test_a_few_silent_hosts_at_the_end_are_not_waited_for(server: HostileServer, line: dict[str, bool]) -> None:
     line["up"] = False
     began = time.monotonic()
