@@ -211,7 +211,8 @@ def _task(planned: Retry, part: str, receipt: Receipt, effort: Mapping[str, Any]
     what = receipt.what
     job = Job(
         ImageSettings.from_json(what["images"]),
-        replace(planned.limits, **{name: what[name] for name in _KEPT_LIMITS}),
+        # that all are silent is no sign of a line that is down: they are those that were silent before
+        replace(planned.limits, **{name: what[name] for name in _KEPT_LIMITS}, outage_seconds=0.0),
         key_digits=0,
         verify_column=what["verify_column"],
         bbox_column=what["bbox_column"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from curate import receipts
 from curate.errors import InputError
+from curate.fetch import outage
+from curate.fetch.addresses import CheckedResolver
 from curate.fetch.settings import ImageSettings
 from curate.pool import open_pool
 from curate.runner import Summary
@@ -89,6 +92,23 @@ def test_after_all_is_mended_the_pool_is_as_if_nothing_had_failed(server: Hostil
     assert summary.counts["mended"] == 2
     assert stored(pool) == stored(tmp_path / "whole")
     assert open_pool(pool).identity() == open_pool(tmp_path / "whole").identity()
+
+
+def test_an_attempt_at_silent_hosts_alone_comes_to_its_end(
+    server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nobody(self: CheckedResolver, host: str) -> list[str]:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(CheckedResolver, "_system", nobody)
+    monkeypatch.setattr(outage, "ROWS", 8)
+    rows = [{"url": f"http://host{n}.test/{n}.jpg", "text": "x", "n": n} for n in range(12)]
+    pool, source = tmp_path / "pool", listed(tmp_path, rows)
+    limits = replace(LIMITS, retries=0, outage_seconds=0.0)
+    download(plan(pool, source, replace(SETTINGS, limits=limits)), workers=0)
+    planned = retrying.plan(pool, ("dns",), ImageSettings(), replace(limits, outage_seconds=1.0))
+    summary = retrying.retry(planned, workers=0)
+    assert (summary.counts["asked_again"], summary.counts["code:dns"]) == (12, 12)
 
 
 def test_ledger_statistics_and_receipt_are_those_of_the_new_files(server: HostileServer, tmp_path: Path) -> None:
