@@ -160,6 +160,14 @@ def _check_settings(root: Path, receipt: Receipt, images: ImageSettings, limits:
             f"is not that of the download (its sha256 is {blocked or 'none'} then, {now or 'none'} now)",
             hint="--block-list FILE as it was, or none where there was none",
         )
+    for name in _KEPT_LIMITS:
+        then, here = receipt.what[name], getattr(limits, name)
+        if here not in (then, getattr(FetchLimits(), name)):
+            raise InputError(
+                str(root),
+                f"was downloaded with other settings ({name.replace('_', '-')} was {then}, is {here})",
+                hint="an attempt takes the settings of the download: leave the flag out",
+            )
     made_with = ImageSettings.from_json(receipt.what["images"])
     if images not in (ImageSettings(), replace(made_with, verify_hash=images.verify_hash)):
         then, here = receipts.digest(made_with.as_json()), receipts.digest(images.as_json())
