@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import util
-from pathlib import Path
 from typing import BinaryIO
 
 from curate.errors import SampleError
@@ -27,6 +25,7 @@ from curate.fetch.budget import Budget
 from curate.fetch.decoders import Boxes, Picture
 from curate.fetch.http import Fetched, Fetcher
 from curate.fetch.images import Converted
+from curate.fetch.local_file import LocalFile, read_file
 from curate.fetch.outage import PROBE_SECONDS, PROBES, Outage
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.fetch.tuner import INTERVAL, Look, Tuner
@@ -39,15 +38,6 @@ SILENCE = 60.0
 """Seconds without an answer from anybody after which no sign of life is given any more."""
 NO_REPLY = frozenset({"timeout", "dns"})
 """Codes that too many fetches at once can cause."""
-
-
-@dataclass(frozen=True)
-class LocalFile:
-    """A range of bytes of a file of this machine, in the place of a URL."""
-
-    path: Path
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -495,30 +485,3 @@ class _Station:
                 self.answers = self.troubled = 0
                 self.looked = now
                 self.fill()
-
-
-async def read_file(file: LocalFile, most: int, grow: Callable[[int], Awaitable[None]]) -> Fetched:
-    """The bytes of a file of this machine, as if they had been fetched."""
-    if file.length > most:
-        return Fetched("", error_code="too_large", error_message=f"more than {most} bytes", tries=1)
-    if not file.length:
-        return Fetched("", error_code="empty", error_message="a file of zero bytes", tries=1)
-    await grow(file.length)
-    began = time.monotonic()
-    try:
-        body = await asyncio.get_running_loop().run_in_executor(None, _read, file)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        return Fetched("", error_code="no_file", error_message=f"cannot be read: {reason}", tries=1)
-    return Fetched("", body, tries=1, seconds=time.monotonic() - began)
-
-
-def _read(file: LocalFile) -> bytes:
-    fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # never waits for a fifo
-    try:
-        body = os.pread(fd, file.length, file.offset)
-    finally:
-        os.close(fd)
-    if len(body) < file.length:
-        raise OSError(0, "it is shorter than it was")
-    return body

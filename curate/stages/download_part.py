@@ -177,7 +177,8 @@ def fetch_rows(
 
 
 def _targets(table: pa.Table, rows: Sequence[int], boxes: Sequence[Any], job: Job) -> dict[int, Target]:
-    from curate.fetch.crawl import LocalFile, Target
+    from curate.fetch.crawl import Target
+    from curate.fetch.local_file import LocalFile
 
     urls = table["url"].to_pylist()
     hashes = table[job.verify_column].to_pylist() if job.verify_column else [None] * len(table)

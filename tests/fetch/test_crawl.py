@@ -22,8 +22,9 @@ from PIL import Image
 from curate.errors import InputError, StopError
 from curate.fetch import crawl, decoders, outage
 from curate.fetch.budget import Budget
-from curate.fetch.crawl import Effort, LocalFile, Outcome, Target
+from curate.fetch.crawl import Effort, Outcome, Target
 from curate.fetch.http import Fetched, Fetcher
+from curate.fetch.local_file import LocalFile
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.fetch.turns import Turns
 from tests.fetch import flaky, servers

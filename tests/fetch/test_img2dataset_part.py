@@ -27,9 +27,10 @@ import pytest
 from curate import receipts, shards
 from curate.errors import InputError, PartError
 from curate.fetch import img2dataset_child, img2dataset_part
-from curate.fetch.crawl import Effort, LocalFile, Outcome, Target, crawl
+from curate.fetch.crawl import Effort, Outcome, Target, crawl
 from curate.fetch.images import convert
 from curate.fetch.img2dataset_part import check, fetch
+from curate.fetch.local_file import LocalFile
 from curate.fetch.settings import FetchLimits, ImageSettings
 from tests.fetch.servers import HostileServer, answer, drip, redirect, running, silent
 from tests.fetch.test_images import encoded, photo, pixels_of
