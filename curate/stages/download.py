@@ -83,7 +83,7 @@ def download(made: Plan, *, workers: int, connections: int | None = None, **opti
     with disk.lock(layout.sources.with_suffix(".lock"), wait=True):
         _remember(made)
     lacking = {task.part for task in _pending(made)}
-    fetchers, effort = shares(workers, len(lacking), connections)
+    fetchers, effort = shares(workers, len(lacking), made.settings.limits, connections)
     tasks = [task for work in made.works for task in _with_rows(made, work, lacking, effort)]
     try:
         summary = runner.run(
@@ -264,7 +264,6 @@ def _with_rows(made: Plan, work: Work, lacking: set[str], effort: Mapping[str, A
     column, algorithm = work.entry.columns["hash"] or (None, None)
     job = Job(
         replace(settings.images, verify_hash=algorithm),
-        settings.limits,
         key_digits=len(str(settings.samples_per_shard - 1)),
         verify_column=column,
         bbox_column=work.entry.columns["boxes"] if settings.blur else None,

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -76,12 +76,16 @@ BODY_BYTES = 256 << 20
 """Of all processes together."""
 
 
-def shares(workers: int, parts: int, connections: int | None) -> tuple[int, dict[str, Any]]:
-    """How many processes fetch where `workers` decode (0: all in this process), and each one's part of a `Job`."""
+def shares(workers: int, parts: int, limits: FetchLimits, connections: int | None) -> tuple[int, dict[str, Any]]:
+    """How many processes fetch where `workers` decode (0: all in this process), and each one's part of a `Job`.
+
+    Processes know nothing of each other, so what a host may be asked at once is divided among them.
+    """
     if workers <= 0:
-        return 0, {"connections": connections, "threads": len(os.sched_getaffinity(0))}
-    fetchers = max(1, min(workers // DECODERS_A_FETCHER, parts))
+        return 0, {"limits": limits, "connections": connections, "threads": len(os.sched_getaffinity(0))}
+    fetchers = max(1, min(workers // DECODERS_A_FETCHER, parts, limits.per_host))
     return fetchers, {
+        "limits": replace(limits, per_host=limits.per_host // fetchers),
         "connections": None if connections is None else max(1, connections // fetchers),
         "processes": -(-workers // fetchers),
         "body_bytes": BODY_BYTES // fetchers,

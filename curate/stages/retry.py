@@ -96,7 +96,7 @@ def retry(planned: Retry, *, workers: int, connections: int | None = None, **opt
     layout = planned.layout
     if planned.parts:
         _remember(planned, done=False)
-    fetchers, effort = fetching.shares(workers, len(planned.parts), connections)
+    fetchers, effort = fetching.shares(workers, len(planned.parts), planned.limits, connections)
     tasks = [_task(planned, part, receipt, effort) for part, receipt in planned.parts.items()]
     try:
         summary = runner.run(
@@ -219,8 +219,6 @@ def _task(planned: Retry, part: str, receipt: Receipt, effort: Mapping[str, Any]
     what = receipt.what
     job = Job(
         ImageSettings.from_json(what["images"]),
-        # that all are silent is no sign of a line that is down: they are those that were silent before
-        replace(planned.limits, **{name: what[name] for name in _KEPT_LIMITS}, outage_seconds=0.0),
         key_digits=0,
         verify_column=what["verify_column"],
         bbox_column=what["bbox_column"],
@@ -228,6 +226,9 @@ def _task(planned: Retry, part: str, receipt: Receipt, effort: Mapping[str, Any]
         fetcher=what["fetcher"],
         **effort,
     )
+    # that all are silent is no sign of a line that is down: they are those that were silent before
+    limits = replace(job.limits, **{name: what[name] for name in _KEPT_LIMITS}, outage_seconds=0.0)
+    job = replace(job, limits=limits)
     args = (planned.layout.shards, part, planned.codes, planned.number, receipt.counts["received_bytes"], job)
     return runner.Task(
         part,
