@@ -104,7 +104,7 @@ def retry(planned: Retry, *, workers: int, connections: int | None = None, **opt
         )
     finally:
         crawl.close()
-    if not summary.failed and (planned.parts or _broken_off(layout, planned.number)):
+    if planned.parts or _broken_off(layout, planned.number):
         _remember(planned, done=True)
     for part, receipt in receipts.receipts(layout.shards).items():
         if receipt.what.get(ATTEMPT) == planned.number and part not in planned.parts and receipt.counts:
