@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from curate.fetch.converted import Box
+
 Pixels = npt.NDArray[Any]
-Box = tuple[float, float, float, float]
 
 _GROWTH = 0.1
 _SIGMA = 0.1

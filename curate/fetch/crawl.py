@@ -22,9 +22,9 @@ from typing import BinaryIO
 from curate.errors import SampleError
 from curate.fetch import blocks, decoders
 from curate.fetch.budget import Budget
+from curate.fetch.converted import Converted
 from curate.fetch.decoders import Boxes, Picture
 from curate.fetch.http import Fetched, Fetcher
-from curate.fetch.images import Converted
 from curate.fetch.local_file import LocalFile, read_file
 from curate.fetch.outage import PROBE_SECONDS, PROBES, Outage
 from curate.fetch.settings import FetchLimits, ImageSettings

@@ -7,11 +7,13 @@ memory cost one image a retry and nothing else: what kills three processes is an
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import multiprocessing
 import os
 import signal
 import socket
+import tempfile
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 from curate.engines.local import die_with_parent, keep_freed_memory, main_module_hidden, portable
 from curate.errors import SampleError, StopError
+from curate.fetch.converted import Box
 from curate.fetch.settings import ImageSettings
 
 if TYPE_CHECKING:
-    from curate.fetch.images import Converted
+    from curate.fetch.converted import Converted
 
 TRIES = 3
 """Processes that one image may end."""
-SECONDS = 60.0
-"""For one image; the largest that is allowed takes a few."""
+SECONDS = 120.0
+"""For one image, and its turn if it is big; the largest that is allowed takes a few."""
 AHEAD = 1
 """Pictures that wait in a process's pipe, so that it need not wait for us."""
 PIPE_BYTES = 128 << 10
@@ -39,7 +42,7 @@ PIPE_BYTES = 128 << 10
 STILLBORN = 5
 """Processes in a row that end before they are ready: then it is not for the images."""
 
-Boxes = tuple[tuple[float, float, float, float], ...]
+Boxes = tuple[Box, ...]
 
 log = logging.getLogger("curate.fetch")
 
@@ -101,6 +104,7 @@ class Processes:
         self._hopeless: str | None = None
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Work] = deque()
+        self.turns = tempfile.NamedTemporaryFile(prefix="curate-")  # noqa: SIM115 - locked by the processes
         self._hands = [_Hand(self) for _ in range(count)]
 
     async def convert(self, picture: Picture) -> Converted:
@@ -157,6 +161,7 @@ class Processes:
         """End the processes at once."""
         for hand in self._hands:
             hand.end()
+        self.turns.close()
 
 
 class _Hand:
@@ -174,7 +179,7 @@ class _Hand:
             with socket.socket(fileno=os.dup(end.fileno())) as of:
                 of.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * PIPE_BYTES)
         self.process: BaseProcess = context.Process(
-            target=serve, args=(there, os.getpid(), self.crew.settings), daemon=True
+            target=serve, args=(there, os.getpid(), self.crew.settings, self.crew.turns.name), daemon=True
         )
         with main_module_hidden():
             self.process.start()
@@ -247,13 +252,30 @@ class _Hand:
         self.process.join()
 
 
-def serve(pipe: Connection, parent: int, settings: ImageSettings) -> None:
-    """What a decode process does: pictures in, images or errors out, until the pipe closes."""
+class _Turn:
+    """The system's lock on a file, which dies with the process that holds it."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __enter__(self) -> None:
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+
+def serve(pipe: Connection, parent: int, settings: ImageSettings, turns: str) -> None:
+    """What a decode process does: pictures in, images or errors out, until the pipe closes.
+
+    Of all processes that lock the file `turns`, one at a time has a big image in memory.
+    """
     die_with_parent(parent)
     keep_freed_memory()
-    from curate.fetch.images import convert, use_one_thread
+    from curate.fetch.images import convert, take_turns, use_one_thread
 
     use_one_thread()
+    take_turns(_Turn(turns))
     # what libjpeg and libpng say of broken files goes past every logger, and the row says it already
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     pipe.send(("ready", None))

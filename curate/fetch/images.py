@@ -13,8 +13,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -23,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from curate.errors import SampleError
-from curate.fetch.blur import Box, blurred, upright, valid
+from curate.fetch.blur import blurred, upright, valid
+from curate.fetch.converted import Box, Converted
 from curate.fetch.exif import texts
 from curate.fetch.settings import ImageSettings, digest_of
 from curate.fetch.sniff import Header, sniff
@@ -60,38 +60,14 @@ _DRAFTS = {
     2: (cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
 }
 
-_one_big_image = threading.Lock()
+_one_big_image: AbstractContextManager[object] = threading.Lock()
 """Held while an image of more than `_BIG` pixels is decoded: threads share the memory that one may take."""
 
 
-@dataclass(frozen=True)
-class Converted:
-    """An image as it will be stored, and what the table says of it.
-
-    Sizes are in pixels, upright (EXIF orientation applied). `original_*` is the file that came: its format
-    ("jpeg", "png", ...), its mode (gray, rgb, rgba, la, palette or cmyk, "16" appended where a sample has more
-    than 8 bits), its frames, its EXIF orientation (1 to 8). `sha256`, and `digest` by the hash that the settings
-    name, are of the downloaded bytes, `stored_sha256` is of `data`. `hash_ok` is None where nothing was compared.
-    `boxes` are the blurred ones, turned upright with the picture. `exif` is a JSON object of texts, None unless
-    the settings keep it.
-    """
-
-    data: bytes
-    extension: str
-    width: int
-    height: int
-    original_width: int
-    original_height: int
-    exif: str | None
-    sha256: str
-    digest: str
-    stored_sha256: str
-    original_format: str
-    original_mode: str
-    original_frames: int
-    original_orientation: int
-    hash_ok: bool | None
-    boxes: tuple[Box, ...]
+def take_turns(lock: AbstractContextManager[object]) -> None:
+    """Have other processes that hold the same `lock` decode no big image while this one does."""
+    global _one_big_image
+    _one_big_image = lock
 
 
 def use_one_thread() -> None:

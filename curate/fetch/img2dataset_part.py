@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from curate import shards
 from curate.errors import ERROR_CODES, InputError, PartError, SampleError
+from curate.fetch.converted import Converted
 from curate.fetch.http import Fetched
-from curate.fetch.images import Converted
 from curate.fetch.img2dataset_run import Seen, run, workplace
 from curate.fetch.messages import code_of, http_status
 from curate.fetch.settings import AGENT_TOKEN, FetchLimits, ImageSettings

@@ -25,7 +25,7 @@ def hang() -> bytes:
     return MARK + b"hang -\n"
 
 
-def serve(pipe: Connection, parent: int, settings: ImageSettings) -> None:
+def serve(pipe: Connection, parent: int, settings: ImageSettings, turns: str) -> None:
     """A decode process of the real kind, but for images that `die` or `hang` made."""
     from curate.fetch import images
 
@@ -44,9 +44,9 @@ def serve(pipe: Connection, parent: int, settings: ImageSettings) -> None:
         return convert(body, *rest)  # type: ignore[arg-type]
 
     images.convert = flaky  # type: ignore[assignment]
-    _serve(pipe, parent, settings)
+    _serve(pipe, parent, settings, turns)
 
 
-def never_ready(pipe: Connection, parent: int, settings: ImageSettings) -> None:
+def never_ready(pipe: Connection, parent: int, settings: ImageSettings, turns: str) -> None:
     """A process that ends before it can do anything."""
     os._exit(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import os
 from collections.abc import Awaitable, Callable
@@ -14,9 +15,10 @@ import pytest
 from PIL import Image
 
 from curate.errors import SampleError, StopError
-from curate.fetch import decoders
+from curate.fetch import decoders, images
+from curate.fetch.converted import Converted
 from curate.fetch.decoders import Picture, Processes, Threads
-from curate.fetch.images import Converted, convert
+from curate.fetch.images import convert
 from curate.fetch.settings import ImageSettings
 from tests.fetch import flaky
 
@@ -140,3 +142,34 @@ def test_nothing_is_left_behind() -> None:
         assert pid is not None
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_of_all_processes_one_at_a_time_has_a_big_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    turns = tmp_path / "turns"
+    turns.touch()
+    other = os.open(turns, os.O_RDONLY)
+
+    def free() -> bool:
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(other, fcntl.LOCK_UN)
+        return True
+
+    seen = []
+    stored = images._stored
+
+    def looking(*arguments: object) -> object:
+        seen.append(free())
+        return stored(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(images, "_stored", looking)
+    monkeypatch.setattr(images, "_one_big_image", images._one_big_image)
+    images.take_turns(decoders._Turn(str(turns)))
+    convert(jpeg(), SETTINGS)
+    monkeypatch.setattr(images, "_BIG", 60 * 40 - 1)
+    convert(jpeg(), SETTINGS)
+    assert seen == [True, False]
+    assert free()
+    os.close(other)

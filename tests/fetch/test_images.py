@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from curate.errors import InputError, SampleError
-from curate.fetch.images import Converted, ImageSettings, convert
+from curate.fetch.converted import Converted
+from curate.fetch.images import ImageSettings, convert
 from curate.fetch.settings import RESIZE_MODES
 from curate.fetch.sniff import sniff
 
