@@ -177,7 +177,7 @@ class _Pool:
             for worker in busy:
                 if worker.pipe in ready:
                     yield from self._hear(worker)
-                elif not ready and not worker.process.is_alive():  # a child of it holds the pipe open
+                elif not worker.process.is_alive() and not worker.pipe.poll():  # a child of it holds the pipe open
                     yield from self._bury(worker)
             self._check()
 

@@ -147,6 +147,9 @@ def test_a_child_of_a_dead_worker_does_not_hide_its_death(monkeypatch: pytest.Mo
     (result,) = run([Call("part 7", calls.leave_a_child, ())], workers=1, tick=Counter())
     assert "exit code 6" in str(result.error)
     assert time.monotonic() - began < 4  # the time that one child takes
+    # nor does another worker that has much to say
+    todo = [Call("part 7", calls.leave_a_child, ()), Call("part 8", calls.murmur, (4.0, False))]
+    assert [result.index for result in run(todo, workers=2, tick=Counter())] == [0, 1]
 
 
 # --- several calls a worker -------------------------------------------------------------------------------
