@@ -122,6 +122,7 @@ class Processes:
             return await work.future
         finally:
             self.backlog -= 1
+            del work  # an error holds this frame: it would hold itself in the future, and the picture with it
 
     def feed(self) -> None:
         """Give every process something to do; those with nothing at all first."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import io
 import os
+import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -65,6 +68,30 @@ def test_processes_and_threads_give_what_convert_gives() -> None:
     expected = [convert(body, SETTINGS) for body in bodies]
     assert with_processes(2, work) == expected
     assert asyncio.run(threads()) == expected
+
+
+def test_a_picture_that_failed_is_let_go_at_once() -> None:
+    """Without waiting for the garbage collector, which counts objects and not their bytes."""
+
+    async def fail(crew: Processes | Threads) -> weakref.ref[Picture]:
+        picture = Picture(b"<html>")
+        with suppress(SampleError):
+            await crew.convert(picture)
+        return weakref.ref(picture)
+
+    async def threads() -> weakref.ref[Picture]:
+        crew = Threads(1, SETTINGS)
+        try:
+            return await fail(crew)
+        finally:
+            crew.close()
+
+    gc.disable()
+    try:
+        assert with_processes(1, fail)() is None
+        assert asyncio.run(threads())() is None
+    finally:
+        gc.enable()
 
 
 def test_what_is_no_image_is_the_sample_s_error() -> None:
