@@ -9,11 +9,10 @@ to the part's spool file in the order in which they come.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import util
@@ -22,15 +21,13 @@ from typing import BinaryIO
 from curate.errors import SampleError
 from curate.fetch import blocks, decoders
 from curate.fetch.budget import Budget
-from curate.fetch.converted import Converted
 from curate.fetch.decoders import Boxes, Picture
 from curate.fetch.http import Fetched, Fetcher
-from curate.fetch.local_file import LocalFile, read_file
-from curate.fetch.outage import PROBE_SECONDS, PROBES, Outage
+from curate.fetch.local_file import read_file
+from curate.fetch.outage import PROBE_SECONDS, PROBES, Acquaintances, Outage
 from curate.fetch.settings import FetchLimits, ImageSettings
+from curate.fetch.targets import News, Outcome, Part, Target
 from curate.fetch.tuner import INTERVAL, Look, Tuner
-from curate.fetch.turns import Turns
-from curate.fetch.urls import host_of
 
 HEARTBEAT = 0.25
 """Seconds between two looks at what holds the crawl up."""
@@ -38,37 +35,6 @@ SILENCE = 60.0
 """Seconds without an answer from anybody after which no sign of life is given any more."""
 NO_REPLY = frozenset({"timeout", "dns"})
 """Codes that too many fetches at once can cause."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A URL to fetch, or a file to read; `expected` is the hash that its bytes should have.
-
-    `boxes` are faces to blur: x0, y0, x1, y1 as fractions of the width and height of the stored picture.
-    """
-
-    url: str
-    expected: str | None = None
-    boxes: Boxes = ()
-    file: LocalFile | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a target: an image in the spool at `offset`, or an error code.
-
-    `fetched` and `image` have lost their bytes; `received` counts those of the body. `repeat`: the answer to an
-    earlier row with the same URL, which was not asked for twice.
-    """
-
-    fetched: Fetched
-    received: int | None = None
-    image: Converted | None = None
-    offset: int = 0
-    length: int = 0
-    error_code: str | None = None
-    error_message: str | None = None
-    repeat: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,10 +46,6 @@ class Effort:
     processes: int = 0
     threads: int = 1
     body_bytes: int = 192 << 20
-
-
-News = Callable[[int, int, Mapping[str, float]], None]
-"""Samples done, those of them that failed, and figures that add up by name; called from the station's thread."""
 
 
 def crawl(
@@ -103,7 +65,7 @@ def crawl(
     """
     if not targets:
         return {}
-    part = _Part(targets, spool, done)
+    part = Part(targets, spool, done)
     with _gate:
         while (station := _station(images, limits, effort)) is None:
             done(0, 0, {})
@@ -159,56 +121,11 @@ def close() -> None:
 Variant = tuple["str | None", Boxes]
 
 
-class _Part:
-    """The targets of one call, grouped by what has to be fetched once."""
-
-    def __init__(self, targets: Mapping[int, Target], spool: BinaryIO, news: News) -> None:
-        self.targets, self.spool, self.news = targets, spool, news
-        self.position = spool.tell()
-        self.outcomes: dict[int, Outcome] = {}
-        self.done: concurrent.futures.Future[dict[int, Outcome]] = concurrent.futures.Future()
-        self.rows: dict[str | LocalFile, list[int]] = defaultdict(list)
-        for number, target in targets.items():
-            self.rows[target.file or target.url.strip()].append(number)
-        self.turns = Turns(
-            (numbers[0], host_of(what) if isinstance(what, str) else "") for what, numbers in self.rows.items()
-        )
-
-    def numbers(self, number: int) -> list[int]:
-        """All rows that ask for what row `number`, the first of them, asks for."""
-        target = self.targets[number]
-        return self.rows[target.file or target.url.strip()]
-
-    def keep(self, image: Converted, fetched: Fetched, received: int) -> Outcome:
-        """An image goes to the spool."""
-        self.spool.write(image.data)
-        offset, length = self.position, len(image.data)
-        self.position += length
-        return Outcome(fetched, received, replace(image, data=b""), offset, length)
-
-    def settle(self, outcomes: Mapping[int, Outcome], host: str) -> None:
-        """These rows have ended."""
-        self.outcomes.update(outcomes)
-        told: Counter[str] = Counter()
-        failed = 0
-        for outcome in outcomes.values():
-            told["received"] += 0 if outcome.repeat else outcome.received or 0
-            told["stored"] += outcome.length
-            if outcome.error_code:
-                failed += 1
-                told[f"code:{outcome.error_code}"] += 1
-                if host and outcome.error_code != "blocked":
-                    told[f"host:{host}"] += 1
-        self.news(len(outcomes), failed, told)
-        if len(self.outcomes) == len(self.targets) and not self.done.done():
-            self.done.set_result(self.outcomes)
-
-
 @dataclass(frozen=True)
 class _Held:
     """A URL's answer that may not be its host's fault."""
 
-    part: _Part
+    part: Part
     number: int
     host: str
     fetched: Fetched
@@ -221,11 +138,11 @@ class _Station:
         self.settings = (images, limits, effort)
         self.images, self.limits, self.effort = images, limits, effort
         self.loop = asyncio.new_event_loop()
-        self.parts: list[_Part] = []
+        self.parts: list[Part] = []
         self.callers = 0
         """Calls of `crawl` that are under way; guarded by the `_gate`."""
         self.door = threading.Lock()
-        self.asked: set[_Part] = set()
+        self.asked: set[Part] = set()
         self.over: BaseException | None = None
         """Why nothing is done any more; this and `asked` are guarded by the `door`."""
         self.open = False
@@ -234,7 +151,7 @@ class _Station:
         self.thread.daemon = True
         self.thread.start()
 
-    def crawl(self, part: _Part) -> dict[int, Outcome]:
+    def crawl(self, part: Part) -> dict[int, Outcome]:
         """Called from any thread but the loop's; returns when all of the part has ended.
 
         Raises what ended the station, before or meanwhile.
@@ -281,6 +198,9 @@ class _Station:
         self.looked = self.alive = time.monotonic()
         self.wake: asyncio.TimerHandle | None = None
         self.outage: Outage[_Held] = Outage(self.limits.outage_seconds)
+        self.acquaintances = Acquaintances()
+        self.answered: Fetched | None = None
+        self.looking: asyncio.Task[None] | None = None
         self.next_probe = 0.0
         self.decoder: decoders.Processes | decoders.Threads
         if self.effort.processes:
@@ -314,12 +234,12 @@ class _Station:
                     part.done.set_exception(error)
         self.parts.clear()
 
-    def add(self, part: _Part) -> None:
+    def add(self, part: Part) -> None:
         self.parts.append(part)
         self.alive = time.monotonic()
         self.fill()
 
-    def forget(self, part: _Part) -> None:
+    def forget(self, part: Part) -> None:
         """Nobody waits for this part any more; what is under way for it ends by itself."""
         if part in self.parts:
             self.parts.remove(part)
@@ -343,7 +263,7 @@ class _Station:
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
-    def choose(self) -> tuple[_Part, int, str] | None:
+    def choose(self) -> tuple[Part, int, str] | None:
         """The next target: of the part that came first, of a host that may be asked now."""
         soonest = None
         for part in self.parts:
@@ -355,9 +275,10 @@ class _Station:
         if soonest is not None:
             self.wake_at(soonest)
         elif not self.fetching:
-            self.settle_held(self.outage.rest())
-            if self.outage.held:
-                self.probe_again()
+            if self.outage.likely:
+                self.look_at_line(settled=True)
+            else:
+                self.settle_held(self.outage.rest())
         return None
 
     def wake_at(self, when: float) -> None:
@@ -366,10 +287,10 @@ class _Station:
             self.wake.cancel()
         self.wake = self.loop.call_later(max(0.005, when - time.monotonic()), self.fill)
 
-    def wait_for(self, part: _Part, number: int, host: str) -> float:
+    def wait_for(self, part: Part, number: int, host: str) -> float:
         return self.fetcher.ready(part.targets[number].url) if host else 0.0
 
-    async def one(self, part: _Part, number: int, host: str) -> None:
+    async def one(self, part: Part, number: int, host: str) -> None:
         """One URL for all rows that have it, from its fetch to the last of its images."""
         numbers = part.numbers(number)
         holder = (id(part), number)
@@ -400,22 +321,50 @@ class _Station:
 
     def held_back(self, held: _Held) -> bool:
         """Whether it is not known yet if a failure is the host's or our line's."""
-        if not held.fetched.offline:
-            if held.fetched.tries and held.host:
-                was_down = self.outage.down
-                self.settle_held(self.outage.alive())
-                if was_down:
-                    self.fetcher.forgive()
+        fetched = held.fetched
+        if not fetched.offline:
+            if fetched.tries and held.host:
+                self.answered = fetched
+                self.line_is_up()
             return False
         if not self.outage.silent(held.host, held):
             return False
         if self.outage.down:
             self.probe_again()
+        elif self.outage.likely:
+            self.look_at_line()
         return True
 
+    def line_is_up(self) -> None:
+        was_down = self.outage.down
+        self.settle_held(self.outage.alive())
+        if was_down:
+            self.fetcher.forgive()
+
+    def look_at_line(self, *, settled: bool = False) -> None:
+        """See if those who answered last still do; `settled` where nothing else is under way that could tell."""
+        if self.looking is None or self.looking.done():
+            self.looking = self.loop.create_task(self.look(settled))
+            self.tasks.add(self.looking)
+            self.looking.add_done_callback(self.tasks.discard)
+
+    async def look(self, settled: bool) -> None:
+        up = await self.acquaintances.answer(self.limits.connect_seconds)
+        if up:
+            self.line_is_up()
+        elif up is False or settled or self.outage.long:
+            self.outage.declare()
+            self.probe_again()
+        else:
+            await asyncio.sleep(HEARTBEAT)
+        self.fill()
+
     def probe_again(self) -> None:
-        """The line is down: what is held back is asked for once more, slowly."""
-        self.next_probe = time.monotonic() + PROBE_SECONDS
+        """The line is down: what is held back is asked for once more, slowly, and acquaintances are knocked at."""
+        now = time.monotonic()
+        if now >= self.next_probe:
+            self.next_probe = now + PROBE_SECONDS
+            self.look_at_line()
         self.wake_at(self.next_probe)
         self.fetcher.forgive()
         for one in self.outage.again():
@@ -443,7 +392,7 @@ class _Station:
             return Fetched("", error_code="blocked")
         return await read_file(target.file, self.limits.max_bytes, grow)
 
-    async def outcomes(self, part: _Part, numbers: list[int], fetched: Fetched) -> dict[int, Outcome]:
+    async def outcomes(self, part: Part, numbers: list[int], fetched: Fetched) -> dict[int, Outcome]:
         """What all rows of one body come to; rows that want the same image share it."""
         body, fetched = fetched.body, replace(fetched, body=None)
         variants: dict[Variant, list[int]] = defaultdict(list)
@@ -456,7 +405,7 @@ class _Station:
             found |= {row: again if row != numbers[0] else outcome for row in rows}
         return found
 
-    async def outcome(self, part: _Part, picture: Picture | None, fetched: Fetched) -> Outcome:
+    async def outcome(self, part: Part, picture: Picture | None, fetched: Fetched) -> Outcome:
         if picture is None:
             return Outcome(fetched, error_code=fetched.error_code, error_message=fetched.error_message)
         size = len(picture.body)
@@ -473,6 +422,9 @@ class _Station:
         while True:
             await asyncio.sleep(HEARTBEAT)
             now = time.monotonic()
+            if self.answered is not None:
+                self.acquaintances.met(self.answered)
+                self.answered = None
             if self.parts and now - self.alive < SILENCE:
                 limit = "decode" if self.decoder.backlog >= max(2, self.decoder.count) else "network"
                 self.parts[0].news(0, 0, {f"seconds:{limit}": HEARTBEAT})

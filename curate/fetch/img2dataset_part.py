@@ -30,7 +30,7 @@ from curate.fetch.sniff import sniff
 from curate.fetch.urls import parse_url
 
 if TYPE_CHECKING:
-    from curate.fetch.crawl import News, Outcome, Target
+    from curate.fetch.targets import News, Outcome, Target
 
 WHERE = "--fetcher img2dataset"
 STALLED_SECONDS = 600.0
@@ -128,7 +128,7 @@ def _news(outcomes: Collection[Outcome]) -> Counter[str]:
 
 def _sorted_out(targets: Mapping[int, Target]) -> tuple[dict[str, list[int]], dict[int, Outcome]]:
     """The distinct URLs to ask for, percent-encoded, and who wants each; the outcomes of what is no such URL."""
-    from curate.fetch.crawl import Outcome
+    from curate.fetch.targets import Outcome
 
     asked: dict[str, list[int]] = {}
     refused: dict[int, Outcome] = {}
@@ -245,7 +245,7 @@ class _Part:
 
     def _stored(self, numbers: list[int], image: Converted, body: bytes) -> None:
         """The image in the spool, once for all rows that have its URL, unless it is none that they expect."""
-        from curate.fetch.crawl import Outcome
+        from curate.fetch.targets import Outcome
 
         fates = {number: self._hash_ok(number, image) for number in numbers}
         dropped = [n for n, ok in fates.items() if ok is False and self.images.on_mismatch == "drop"]
@@ -265,7 +265,7 @@ class _Part:
         return image.sha256 == expected if self.images.verify_hash and expected else None
 
     def _failed(self, numbers: list[int], error: SampleError, status: int | None = None) -> None:
-        from curate.fetch.crawl import Outcome
+        from curate.fetch.targets import Outcome
 
         for number in numbers:
             said = Fetched(

@@ -28,8 +28,8 @@ from curate.errors import PartError
 from curate.fetch.img2dataset_child import FAILED, Job
 
 if TYPE_CHECKING:
-    from curate.fetch.crawl import News
     from curate.fetch.settings import FetchLimits
+    from curate.fetch.targets import News
 
 log = logging.getLogger("curate.img2dataset")
 

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from curate.engines.local import Tick
-    from curate.fetch.crawl import Effort, Outcome, Target
+    from curate.fetch.crawl import Effort
     from curate.fetch.rows import Rows
+    from curate.fetch.targets import Outcome, Target
     from curate.receipts import Output
 
 FETCHERS = ("curate", "img2dataset")
@@ -156,8 +157,9 @@ def fetch_rows(
 
     Rows that the list itself spoils are not asked for.
     """
-    from curate.fetch.crawl import Outcome, crawl
+    from curate.fetch.crawl import crawl
     from curate.fetch.http import Fetched
+    from curate.fetch.targets import Outcome
 
     urls = table["url"].to_pylist()
     spoiled = table["list_error"].to_pylist()
@@ -181,8 +183,8 @@ def fetch_rows(
 
 
 def _targets(table: pa.Table, rows: Sequence[int], boxes: Sequence[Any], job: Job) -> dict[int, Target]:
-    from curate.fetch.crawl import Target
     from curate.fetch.local_file import LocalFile
+    from curate.fetch.targets import Target
 
     urls = table["url"].to_pylist()
     hashes = table[job.verify_column].to_pylist() if job.verify_column else [None] * len(table)

@@ -253,8 +253,8 @@ def retry_part(
     """Ask again for one part's samples that failed with `codes`, and write all its files anew."""
     import pyarrow.parquet as pq
 
-    from curate.fetch.crawl import Outcome
     from curate.fetch.http import Fetched
+    from curate.fetch.targets import Outcome
     from curate.shards import mapped
 
     began = time.time()

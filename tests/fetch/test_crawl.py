@@ -22,10 +22,11 @@ from PIL import Image
 from curate.errors import InputError, StopError
 from curate.fetch import crawl, decoders, outage
 from curate.fetch.budget import Budget
-from curate.fetch.crawl import Effort, Outcome, Target
+from curate.fetch.crawl import Effort
 from curate.fetch.http import Fetched, Fetcher
 from curate.fetch.local_file import LocalFile
 from curate.fetch.settings import FetchLimits, ImageSettings
+from curate.fetch.targets import Outcome, Target
 from curate.fetch.turns import Turns
 from tests.fetch import flaky, servers
 from tests.fetch.servers import HostileServer, answer, running, slow, status
@@ -280,6 +281,13 @@ def line(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     monkeypatch.setattr(outage, "SECONDS", 0.2)
     monkeypatch.setattr(outage, "ROWS", 20)
     monkeypatch.setattr(crawl, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(crawl, "HEARTBEAT", 0.02)
+
+    async def connects(address: str, port: int) -> bool:
+        assert address == "127.0.0.1"
+        return state["up"] and state.get("knocks", True)
+
+    monkeypatch.setattr(outage, "connects", connects)
     return state
 
 
@@ -331,10 +339,57 @@ def test_hosts_that_fall_silent_all_at_once_are_a_sign_of_it(server: HostileServ
         f"/{n}.jpg": servers.in_turn(answer(jpeg(n)), servers.silent(), answer(jpeg(n))) for n in range(30)
     }
     limits = replace(IMPATIENT, idle_seconds=0.3, total_seconds=1.0)
+    line["knocks"] = False
     for _ in range(2):
         targets = {n: Target(f"http://host{n}.test:{server.port}/{n}.jpg") for n in range(30)}
         found = run(targets, limits=limits, effort=Effort(64))
         assert {o.error_code for o in found.values()} == {None}
+
+
+def test_many_dead_names_at_the_end_are_not_a_line_that_is_down(
+    server: HostileServer, line: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connects(address: str, port: int) -> bool:
+        assert (address, port) == ("127.0.0.1", server.port)
+        return True
+
+    monkeypatch.setattr(outage, "connects", connects)
+    run({n: Target(server.url(f"/{n}.jpg")) for n in range(20)}, limits=IMPATIENT)
+    time.sleep(0.1)  # for the next heartbeat
+    line["up"] = False
+    began = time.monotonic()
+    found = run(named(server, 200), limits=IMPATIENT)
+    assert {o.error_code for o in found.values()} == {"dns"}
+    assert time.monotonic() - began < 5
+
+
+def test_a_line_that_goes_down_midway_is_noticed_at_once(
+    server: HostileServer, line: dict[str, bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    run({n: Target(server.url(f"/{n}.jpg")) for n in range(20)}, limits=IMPATIENT)
+    time.sleep(0.1)
+    line["up"] = False
+    threading.Timer(0.7, lambda: line.update(up=True)).start()
+    found = run(named(server, 300), limits=IMPATIENT)
+    assert {o.error_code for o in found.values()} == {None}
+    assert "is the network down?" in caplog.text
+
+
+def test_who_answered_last_is_knocked_at(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nobody(address: str, port: int) -> bool:
+        await asyncio.sleep(10)
+        return True
+
+    async def scene() -> list[bool | None]:
+        known = outage.Acquaintances(most=2)
+        found = [await known.answer(1.0)]
+        for port in (1, 2, server.port):
+            known.met(Fetched("", final_url=f"http://127.0.0.1:{port}/", address="127.0.0.1"))
+        found.append(await known.answer(1.0))
+        monkeypatch.setattr(outage, "connects", nobody)
+        return [*found, await known.answer(0.1)]
+
+    assert asyncio.run(scene()) == [None, True, False]
 
 
 def test_a_few_silent_hosts_at_the_end_are_not_waited_for(server: HostileServer, line: dict[str, bool]) -> None:

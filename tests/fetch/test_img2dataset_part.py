@@ -27,11 +27,12 @@ import pytest
 from curate import receipts, shards
 from curate.errors import InputError, PartError
 from curate.fetch import img2dataset_child, img2dataset_part
-from curate.fetch.crawl import Effort, Outcome, Target, crawl
+from curate.fetch.crawl import Effort, crawl
 from curate.fetch.images import convert
 from curate.fetch.img2dataset_part import check, fetch
 from curate.fetch.local_file import LocalFile
 from curate.fetch.settings import FetchLimits, ImageSettings
+from curate.fetch.targets import Outcome, Target
 from tests.fetch.servers import HostileServer, answer, drip, redirect, running, silent
 from tests.fetch.test_images import encoded, photo, pixels_of
 
@@ -229,7 +230,7 @@ def test_a_killed_parent_takes_its_child_along(server: HostileServer, tmp_path: 
     script = (
         "import io, sys\n"
         "from pathlib import Path\n"
-        "from curate.fetch.crawl import Target\n"
+        "from curate.fetch.targets import Target\n"
         "from curate.fetch.img2dataset_part import fetch\n"
         "from curate.fetch.settings import FetchLimits, ImageSettings\n"
         "fetch({0: Target(sys.argv[1])}, io.BytesIO(), images=ImageSettings(), folder=Path(sys.argv[2]),"
