@@ -29,34 +29,40 @@ async def receive(
     encoding = response.headers.get(_CONTENT_ENCODING)
     inflate = None
     pieces: list[bytes] = []
+    piece = b""
     received = size = 0
     begin = clock.left_now()
-    while chunk := await content.readany():
-        if encoding and not received:
-            inflate = _inflater(encoding, chunk)
-        received += len(chunk)
-        piece = chunk
-        if inflate is not None:
-            # what follows its end is nothing, and zlib would copy all of it anew with every piece
-            piece = b"" if inflate.eof else inflate.decompress(chunk, most + 1 - size)
-        size += len(piece)
-        if max(received, size) > most:
-            if cut:
-                return b"".join([*pieces, piece])[:most]
-            raise Failed("too_large", f"more than {most} bytes")
-        if grow is not None:
-            clock.hold()
-            await grow(len(piece))
-            clock.go_on()
-        pieces.append(piece)
-        seconds = begin - clock.left_now()
-        if seconds > limits.idle_seconds and received < limits.min_rate * seconds:
-            raise Failed("timeout", f"slower than {limits.min_rate} bytes/s")
-    if inflate and not inflate.eof:
-        raise Failed("reset", "the compressed body ended early", again=ALWAYS)
-    if not size:
-        raise Failed("empty", "a body of zero bytes")
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    try:
+        while chunk := await content.readany():
+            if encoding and not received:
+                inflate = _inflater(encoding, chunk)
+            received += len(chunk)
+            piece = chunk
+            if inflate is not None:
+                # what follows its end is nothing, and zlib would copy all of it anew with every piece
+                piece = b"" if inflate.eof else inflate.decompress(chunk, most + 1 - size)
+            size += len(piece)
+            if max(received, size) > most:
+                if cut:
+                    return b"".join([*pieces, piece])[:most]
+                raise Failed("too_large", f"more than {most} bytes")
+            if grow is not None:
+                clock.hold()
+                await grow(len(piece))
+                clock.go_on()
+            pieces.append(piece)
+            seconds = begin - clock.left_now()
+            if seconds > limits.idle_seconds and received < limits.min_rate * seconds:
+                raise Failed("timeout", f"slower than {limits.min_rate} bytes/s")
+        if inflate and not inflate.eof:
+            raise Failed("reset", "the compressed body ended early", again=ALWAYS)
+        if not size:
+            raise Failed("empty", "a body of zero bytes")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    finally:
+        # an error holds this frame and is held by `content`: the body would wait for the garbage collector
+        pieces.clear()
+        piece = chunk = b""
 
 
 def _inflater(encoding: str, first: bytes) -> zlib._Decompress | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import resource
@@ -10,6 +11,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -312,6 +314,28 @@ def test_a_body_slower_than_the_least_rate_is_given_up(server: HostileServer) ->
     assert 0.25 < seconds < 0.7
     assert server.hits["/drip"] == 1
     assert get(server.url("/slow")).body == b"x" * 2000
+
+
+@pytest.mark.parametrize("sent", ["cut", "bomb"])
+def test_what_came_of_a_body_that_breaks_is_let_go_at_once(server: HostileServer, sent: str) -> None:
+    """Without waiting for the garbage collector, which counts objects and not their bytes."""
+    server.routes["/cut"] = raw(b"HTTP/1.1 200 x\r\nContent-Length: 190000\r\n\r\n" + bytes(180_000))
+    server.routes["/bomb"] = answer(gzip.compress(bytes(400_000)), Content_Encoding="gzip")
+
+    async def several() -> int:
+        async with Fetcher(replace(FAST, retries=0)) as fetcher:
+            assert (await fetcher.fetch(server.url(f"/{sent}"))).error_code in ("reset", "too_large")
+            tracemalloc.start()
+            for _ in range(10):
+                await fetcher.fetch(server.url(f"/{sent}"))
+            return tracemalloc.get_traced_memory()[0]
+
+    gc.disable()
+    try:
+        assert asyncio.run(several()) < 500_000
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 def test_a_caller_that_cancels_is_not_told_of_a_timeout(server: HostileServer) -> None:
