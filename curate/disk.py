@@ -43,6 +43,15 @@ def disk(path: Path) -> Iterator[None]:
         raise
 
 
+def fsync_folder(path: Path) -> None:
+    """Have the disk keep the names in a folder."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it. Raises InputError or StopError where the disk refuses."""
     with disk(path):

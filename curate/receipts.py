@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from curate.disk import disk, lock, make_folder, same_file
+from curate.disk import disk, fsync_folder, lock, make_folder, same_file
 from curate.errors import Busy, CurateError, InputError, PartError
 
 FORMAT = 1
@@ -53,11 +53,7 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _fsync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    fsync_folder(path)
 
 
 # --- receipts ---------------------------------------------------------------------------------------------

@@ -134,13 +134,16 @@ def retry(
     *,
     workers: int,
     connections: int | None,
+    space_check: bool,
     as_json: bool,
 ) -> int:
     """Another attempt at what failed."""
     from curate.stages import retry as stage
 
     wanted = [code.strip() for code in (codes or "").split(",") if code.strip()]
-    planned = stage.plan(root, wanted, settings.images, settings.limits)
+    planned = stage.plan(root, wanted, settings)
+    if space_check:
+        stage.check_space(planned, workers)
     common.keep_log(planned.layout, "download")
     summary = stage.retry(planned, workers=workers, connections=connections, aloud=False, **watched())
     counts = summary.counts

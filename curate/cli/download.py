@@ -294,7 +294,15 @@ def download(
     _check_together({name for name, value in asked.items() if value not in (None, False)})
     hands = common.workers(workers)
     if retry_failed:
-        return parts.retry(root, codes, settings, workers=hands, connections=concurrency, as_json=as_json)
+        return parts.retry(
+            root,
+            codes,
+            settings,
+            workers=hands,
+            connections=concurrency,
+            space_check=space_check,
+            as_json=as_json,
+        )
     if source is None and stage.has_source(root) and embeddings:
         parts.fetch_vectors(scale, root)
         return 0

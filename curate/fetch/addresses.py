@@ -27,7 +27,7 @@ ANSWER_SECONDS = 300.0
 MOST_ANSWERS = 1 << 16
 """So many hosts' answers are remembered; the oldest is forgotten first."""
 
-_NO_SUCH_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+NO_SUCH_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _V4_COMPATIBLE = ipaddress.IPv6Network("::/96")
 
@@ -161,7 +161,7 @@ class CheckedResolver(AbstractResolver):
         try:
             answer = self._checked(host, await self._in_time(host))
         except OSError as error:
-            final = isinstance(error, PrivateAddress) or error.errno in _NO_SUCH_HOST
+            final = isinstance(error, PrivateAddress) or error.errno in NO_SUCH_HOST
             lasting = ANSWER_SECONDS if isinstance(error, PrivateAddress) else math.inf
             # a copy: a traceback would keep all that was at work when it was raised
             answer = _Answer((), type(error)(*error.args), self._until(lasting if final else self._failed_seconds))

@@ -33,6 +33,8 @@ HEARTBEAT = 0.25
 """Seconds between two looks at what holds the crawl up."""
 SILENCE = 60.0
 """Seconds without an answer from anybody after which no sign of life is given any more."""
+HEAVY = 1 << 20
+"""Bytes that are not hashed between two events of the loop."""
 NO_REPLY = frozenset({"timeout", "dns"})
 """Codes that too many fetches at once can cause."""
 
@@ -409,13 +411,20 @@ class _Station:
         if picture is None:
             return Outcome(fetched, error_code=fetched.error_code, error_message=fetched.error_message)
         size = len(picture.body)
-        if self.block_list is not None and self.block_list.has_bytes(picture.body):
+        if self.block_list is not None and await self.blocked(picture.body):
             return Outcome(Fetched(fetched.url, error_code="blocked"), error_code="blocked")
         try:
             image = await self.decoder.convert(picture)
         except SampleError as error:
             return Outcome(fetched, size, error_code=error.code, error_message=error.what)
         return part.keep(image, fetched, size)
+
+    async def blocked(self, body: bytes) -> bool:
+        """Whether the block list has these bytes; hashing many takes a while, and not on the loop."""
+        assert self.block_list is not None
+        if len(body) < HEAVY:
+            return self.block_list.has_bytes(body)
+        return await self.loop.run_in_executor(None, self.block_list.has_bytes, body)
 
     async def beat(self) -> None:
         """Look now and then at what holds the crawl up, tell it, and tune."""

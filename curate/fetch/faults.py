@@ -12,13 +12,12 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
 from curate.errors import SampleError
-from curate.fetch.addresses import PrivateAddress
+from curate.fetch.addresses import NO_SUCH_HOST, PrivateAddress
 
 TROUBLE = (aiohttp.ClientError, HttpProcessingError, asyncio.TimeoutError, OSError, ValueError, zlib.error)
 """What aiohttp, the resolver, TLS and zlib raise for what a host does; anything else is a bug of ours."""
 
 ALWAYS = 1 << 30
-_NO_SUCH_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 _NO_WAY_OUT = {errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EHOSTDOWN}
 
@@ -82,6 +81,6 @@ def named(error: Exception) -> Failed:
 
 def unresolved(error: socket.gaierror, after: float | None = None) -> Failed:
     """The error code for a failed look-up; one that no name server answered may be repeated in `after` seconds."""
-    if error.errno in _NO_SUCH_HOST:
+    if error.errno in NO_SUCH_HOST:
         return Failed("no_such_host", error.strerror or "no address")
     return Failed("dns", error.strerror or "no address", again=ALWAYS, after=after, silent=True, offline=True)

@@ -28,14 +28,14 @@ import pyarrow as pa
 from curate.errors import InputError, PartError, no_such
 from curate.fetch import records
 from curate.fetch.lists import ListFile, SourceList
-from curate.fetch.rows import Columns
+from curate.fetch.rows import LOCAL, Columns
 from curate.receipts import file_sha256
 from curate.shards import mapped, members, split_name
 from curate.uids import is_uid
 
 log = logging.getLogger("curate.fetch")
 
-FILE, OFFSET, LENGTH = "local_file", "local_offset", "local_length"
+FILE, OFFSET, LENGTH = LOCAL
 """Columns of such a list: the file's name below the folder, and the range of its bytes."""
 IMAGES = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif"}

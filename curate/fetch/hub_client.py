@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import curate
-from curate.disk import disk
+from curate.disk import disk, fsync_folder
 from curate.errors import CurateError, StopError
 from curate.progress import span
 
@@ -334,12 +334,3 @@ def _settle(part: Path, target: Path) -> None:
         os.fsync(stream.fileno())
     part.replace(target)
     fsync_folder(target.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Have the disk keep the names in a folder."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -17,9 +17,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from curate.disk import disk, make_folder
+from curate.disk import disk, fsync_folder, make_folder
 from curate.errors import InputError, StopError
-from curate.fetch.hub_client import Hub, HubFile, NotThere, fsync_folder
+from curate.fetch.hub_client import Hub, HubFile, NotThere
 from curate.fetch.hub_record import RECORD, Coming, Fetched, Record, arriving, has, read, stands, write
 from curate.progress import INTERVAL, plural, size, span
 

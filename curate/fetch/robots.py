@@ -106,7 +106,9 @@ class Robots:
             heavy = len(text) > _HEAVY
             parsed = await loop.run_in_executor(None, _parse, text) if heavy else _parse(text)
             return _Rules(loop.time() + KEPT_SECONDS, parsed)
-        if code == "http_429" or code.startswith("http_5"):
+        if code == "blocked":
+            refusal = ("robots", "robots.txt cannot be had")
+        elif code == "http_429" or code.startswith("http_5"):
             refusal = ("robots", f"robots.txt cannot be had: {answer.what}")
         elif code.startswith("http_") or code in ("empty", "too_many_redirects"):
             return _Rules(loop.time() + KEPT_SECONDS)

@@ -19,6 +19,8 @@ from curate.fetch import records
 from curate.fetch.records import MARK_EVERY
 from curate.uids import derive_uid, is_uid
 
+LOCAL = ("local_file", "local_offset", "local_length")
+"""Columns of a list of files on this machine: name in the folder, first byte, number of bytes."""
 OWN = ("uid", "url", "caption", "list_error")
 """Columns of `read_rows` that it makes itself; the list's others follow."""
 SPOILED = frozenset({"no_url", "bad_url", "bad_caption", "bad_metadata"})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from curate.disk import disk, make_folder
 from curate.engines.local import keep_freed_memory
 from curate.errors import ERROR_CODES
+from curate.fetch.rows import LOCAL, OWN
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.stages.shard_files import RESIZE_CODES, Record, kept_name, write_shard
 from curate.uids import derive_uid
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
     from curate.receipts import Output
 
 FETCHERS = ("curate", "img2dataset")
-
-OWN = ("uid", "url", "caption", "list_error")
-"""Columns of a list that are ours whatever the list calls them; the others are kept as they are."""
-LOCAL = ("local_file", "local_offset", "local_length")
-"""Columns of a list of files on this machine: name in the folder, first byte, number of bytes."""
 
 _TICK_SECONDS = 0.2
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate import receipts
-from curate.disk import disk, lock, make_folder
+from curate.disk import disk, fsync_folder, lock, make_folder
 from curate.errors import InputError
 from curate.pool import open_pool
 from curate.pool.layout import Layout, metadata_files
@@ -59,6 +59,7 @@ def write(layout: Layout, listed: SourceList, *, limit: int | None, sample: floa
             spoiled += _file(arriving, number, listed, rows[start : start + FILE_ROWS], json.dumps(taken))
         shutil.rmtree(arriving / receipts.RECEIPTS)
         arriving.rename(folder)
+        fsync_folder(folder.parent)
     if spoiled:
         log.warning(
             "%s: %s of the list cannot be downloaded (column list_error says why)", folder, plural(spoiled, "row")

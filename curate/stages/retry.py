@@ -8,6 +8,7 @@ table which samples have new bytes.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from curate import disk, receipts, runner
 from curate.errors import ERROR_CODES, InputError, PartError, UnknownName, is_transient
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.pool.layout import DOWNLOAD_STAGE, Layout
+from curate.progress import plural, size
 from curate.receipts import Receipt
 from curate.stages import download_part as fetching
 from curate.stages import sources
 from curate.stages.download_part import LANES, Job
+from curate.stages.download_settings import DownloadSettings
 from curate.stages.shard_files import TABLE, Record, kept_name, our_columns, write_shard
 
 if TYPE_CHECKING:
@@ -59,11 +62,12 @@ class Retry:
         return sum(_matching(receipt, self.codes) for receipt in self.parts.values())
 
 
-def plan(root: Path, codes: Sequence[str], images: ImageSettings, limits: FetchLimits) -> Retry:
+def plan(root: Path, codes: Sequence[str], settings: DownloadSettings) -> Retry:
     """What another attempt at `codes` (none: what is transient) would ask for; nothing is written.
 
-    An attempt that was broken off is gone on with by the same codes; else a new one begins. Raises InputError
-    where the pool has no download of ours, or where `images` are other settings than it was made with.
+    An attempt that was broken off is gone on with by the same codes; else a new one begins. Of `settings` the
+    deadlines and manners hold; what decides what is stored is as it was. Raises InputError where that is said
+    otherwise than it was, and where the pool has no download of ours.
     """
     layout = Layout(root, root)
     for code in codes:
@@ -76,14 +80,30 @@ def plan(root: Path, codes: Sequence[str], images: ImageSettings, limits: FetchL
         receipts.sweep(folder)
     made = _fetched(layout)
     for receipt in made.values():
-        _check_settings(root, receipt, images, limits)
+        _check_settings(root, receipt, settings)
     number, wanted = _attempt(layout, codes)
     parts = {
         part: receipt
         for part, receipt in made.items()
         if receipt.what.get(ATTEMPT, 0) < number and _matching(receipt, wanted)
     }
-    return Retry(layout, number, wanted, parts, limits)
+    return Retry(layout, number, wanted, parts, settings.limits)
+
+
+def check_space(planned: Retry, workers: int) -> None:
+    """Raise InputError where the disk has no room for the parts that are written anew at once, beside the old."""
+    at_once = LANES * max(1, fetching.shares(workers, len(planned.parts), planned.limits, None)[0])
+    sizes = sorted(sum(w.bytes for w in receipt.outputs.values()) for receipt in planned.parts.values())
+    needed = 2 * sum(sizes[-at_once:])  # the new images wait in a file of their own
+    free = shutil.disk_usage(planned.layout.root).free
+    if needed > free:
+        shards = plural(min(at_once, len(sizes)), "shard")
+        raise InputError(
+            str(planned.layout.root),
+            f"writing {shards} anew takes up to {size(needed)}, and {size(free)} are free there "
+            f"({needed:,} and {free:,} bytes)",
+            hint="make room, fewer --workers, or --no-space-check",
+        )
 
 
 def retry(planned: Retry, *, workers: int, connections: int | None = None, **options: Any) -> runner.Summary:
@@ -151,30 +171,25 @@ def _fetched(layout: Layout) -> dict[str, Receipt]:
     }
 
 
-def _check_settings(root: Path, receipt: Receipt, images: ImageSettings, limits: FetchLimits) -> None:
-    blocked = receipt.what.get("block_list")
-    now = receipts.file_sha256(Path(limits.block_list)) if limits.block_list else None
-    if blocked != now:
+def _check_settings(root: Path, receipt: Receipt, settings: DownloadSettings) -> None:
+    """Refuse settings that are neither those of the download nor what they are where nobody says anything."""
+    then, now, usual = receipt.what, settings.described(), DownloadSettings().described()
+    if then["block_list"] != now["block_list"]:
         raise InputError(
             "--block-list",
-            f"is not that of the download (its sha256 is {blocked or 'none'} then, {now or 'none'} now)",
+            f"is not that of the download (its sha256 is {then['block_list'] or 'none'} then, "
+            f"{now['block_list'] or 'none'} now)",
             hint="--block-list FILE as it was, or none where there was none",
         )
-    for name in _KEPT_LIMITS:
-        then, here = receipt.what[name], getattr(limits, name)
-        if here not in (then, getattr(FetchLimits(), name)):
-            raise InputError(
-                str(root),
-                f"was downloaded with other settings ({name.replace('_', '-')} was {then}, is {here})",
-                hint="an attempt takes the settings of the download: leave the flag out",
-            )
-    made_with = ImageSettings.from_json(receipt.what["images"])
-    if images not in (ImageSettings(), replace(made_with, verify_hash=images.verify_hash)):
-        then, here = receipts.digest(made_with.as_json()), receipts.digest(images.as_json())
-        names = ", ".join(n.replace("_", "-") for n in receipts.changed(made_with.as_json(), images.as_json()))
+    now["images"]["verify_hash"] = then["images"]["verify_hash"]
+    usual["images"]["verify_hash"] = then["images"]["verify_hash"]
+    wrong = [name for name in now if now[name] not in (then[name], usual[name])]
+    if wrong:
+        before, here = ({name: told[name] for name in wrong} for told in (then, now))
         raise InputError(
             str(root),
-            f"was downloaded with other settings ({names}; {then[:12]} then, {here[:12]} now)",
+            f"was downloaded with other settings ({sources.differences(before, here)}; "
+            f"{receipts.digest(before)[:12]} then, {receipts.digest(here)[:12]} now)",
             hint="an attempt takes the settings of the download: leave the flags out",
         )
 

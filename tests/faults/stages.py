@@ -119,7 +119,9 @@ def _download_with_gaps(folder: Path) -> None:
 
 
 def _retry(folder: Path) -> None:
-    planned = retry.plan(folder / "pool", ["http_404"], ImageSettings(), FetchLimits(allow_private=True))
+    planned = retry.plan(
+        folder / "pool", ["http_404"], download.DownloadSettings(limits=FetchLimits(allow_private=True))
+    )
     retry.retry(planned, workers=0, connections=2).raise_failed()
 
 

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from curate.stages import retry
+from curate.stages.download import DownloadSettings
 from tests.fetch import servers
 from tests.fetch.servers import HostileServer, answer, in_turn, raw, redirect, running, status
 from tests.hostile.web import (
@@ -291,9 +292,9 @@ def test_a_server_that_sends_it_whole_the_third_time(tmp_path: Path) -> None:
     with running(HostileServer()) as server:
         before = crawl(pool, server, [Case(c.name, c.reply) for c in cases], workers=0).found
         assert [found.row["error_code"] for found in before.values()] == [None, "bad_image", "bad_image"]
-        assert retry.plan(pool, [], LOSSLESS, LIMITS).rows == 0
+        assert retry.plan(pool, [], DownloadSettings(LOSSLESS, LIMITS)).rows == 0
         for mended in (0, 1):
-            planned = retry.plan(pool, ["bad_image"], LOSSLESS, LIMITS)
+            planned = retry.plan(pool, ["bad_image"], DownloadSettings(LOSSLESS, LIMITS))
             summary = retry.retry(planned, workers=0)
             assert (summary.counts["asked_again"], summary.counts["mended"]) == (2, mended)
             found = books(pool, 3)

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -50,7 +51,7 @@ def mend(server: HostileServer) -> None:
 
 
 def again(pool: Path, *codes: str, workers: int = 0, images: ImageSettings | None = None) -> Summary:
-    planned = retrying.plan(pool, codes, images or ImageSettings(), LIMITS)
+    planned = retrying.plan(pool, codes, DownloadSettings(images or ImageSettings(), LIMITS))
     summary = retrying.retry(planned, workers=workers, connections=8)
     assert not summary.failed
     return summary
@@ -106,7 +107,7 @@ def test_an_attempt_at_silent_hosts_alone_comes_to_its_end(
     pool, source = tmp_path / "pool", listed(tmp_path, rows)
     limits = replace(LIMITS, retries=0, outage_seconds=0.0)
     download(plan(pool, source, replace(SETTINGS, limits=limits)), workers=0)
-    planned = retrying.plan(pool, ("dns",), ImageSettings(), replace(limits, outage_seconds=1.0))
+    planned = retrying.plan(pool, ("dns",), DownloadSettings(ImageSettings(), replace(limits, outage_seconds=1.0)))
     summary = retrying.retry(planned, workers=0)
     assert (summary.counts["asked_again"], summary.counts["code:dns"]) == (12, 12)
 
@@ -242,14 +243,14 @@ def test_images_that_are_no_longer_what_was_stored_are_not_copied(server: Hostil
     at = data.index(b"\xff\xd8\xff", 4096)
     data[at + 200] ^= 0xFF
     tar.write_bytes(data)
-    planned = retrying.plan(pool, (), ImageSettings(), LIMITS)
+    planned = retrying.plan(pool, (), DownloadSettings(ImageSettings(), LIMITS))
     summary = retrying.retry(planned, workers=0)
     assert "does not hold the image of 00000000" in str(summary.failed["00000000"])
     assert tar.read_bytes() == bytes(data)
     assert receipts.read_receipt(pool / "shards", "00000000") is not None
     # the attempt has ended, so that one rotten part does not keep all others from the next
     assert json.loads((pool / "attempts.json").read_text())["attempts"][0]["done"] is True
-    assert retrying.plan(pool, (), ImageSettings(), LIMITS).number == 2
+    assert retrying.plan(pool, (), DownloadSettings(ImageSettings(), LIMITS)).number == 2
 
 
 def test_files_of_this_machine_are_not_asked_for_again(tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_files_of_this_machine_are_not_asked_for_again(tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     download(plan(pool, folder, SETTINGS), workers=0).raise_failed()
     assert [row["error_code"] for row in table_of(pool)] == [None, "not_an_image"]
-    assert retrying.plan(pool, ("not_an_image",), ImageSettings(), LIMITS).rows == 0
+    assert retrying.plan(pool, ("not_an_image",), DownloadSettings(ImageSettings(), LIMITS)).rows == 0
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def test_codes_that_mean_nothing_are_refused(
     pool = tmp_path / "pool"
     run(pool, photos(server, tmp_path, 3))
     with pytest.raises(InputError, match=message) as caught:
-        retrying.plan(pool, codes, ImageSettings(), LIMITS)
+        retrying.plan(pool, codes, DownloadSettings(ImageSettings(), LIMITS))
     assert caught.value.exit_code == 2
     if hint:
         assert caught.value.hint == hint
@@ -287,20 +288,22 @@ def test_codes_that_mean_nothing_are_refused(
 def test_a_pool_without_a_download_has_nothing_to_go_over(tmp_path: Path) -> None:
     (tmp_path / "pool").mkdir()
     with pytest.raises(InputError, match="has no download of curate's to go over again"):
-        retrying.plan(tmp_path / "pool", (), ImageSettings(), LIMITS)
+        retrying.plan(tmp_path / "pool", (), DownloadSettings(ImageSettings(), LIMITS))
 
 
 def test_other_settings_than_the_download_s_are_refused(server: HostileServer, tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     run(pool, photos(server, tmp_path, 3))
-    with pytest.raises(InputError, match=r"other settings \(image-size; \w{12} then, \w{12} now\)"):
-        retrying.plan(pool, (), ImageSettings(image_size=64), LIMITS)
-    with pytest.raises(InputError, match=r"other settings \(max-bytes was 300000, is 99\)"):
-        retrying.plan(pool, (), ImageSettings(), replace(LIMITS, max_bytes=99))
+    with pytest.raises(InputError, match=r"other settings \(image-size was 32, is 64; \w{12} then, \w{12} now\)"):
+        retrying.plan(pool, (), DownloadSettings(ImageSettings(image_size=64), LIMITS))
+    with pytest.raises(
+        InputError, match=r"\(max-bytes was 300000, is 99; \w{12} then, \w{12} now\)"
+    ):
+        retrying.plan(pool, (), DownloadSettings(ImageSettings(), replace(LIMITS, max_bytes=99)))
     blocked = tmp_path / "blocked.txt"
     blocked.write_text("0" * 64 + "\n")
     with pytest.raises(InputError, match="is not that of the download"):
-        retrying.plan(pool, (), ImageSettings(), replace(LIMITS, block_list=str(blocked)))
+        retrying.plan(pool, (), DownloadSettings(ImageSettings(), replace(LIMITS, block_list=str(blocked))))
 
 
 def test_blocked_samples_leave_no_trace_and_are_never_asked_for(
@@ -316,7 +319,7 @@ def test_blocked_samples_leave_no_trace_and_are_never_asked_for(
         run(pool, photos(server, tmp_path, 4), DownloadSettings(SETTINGS.images, limits, samples_per_shard=10))
         server.routes["/2.jpg"] = answer(jpeg(2), Content_Type="image/jpeg")
         server.hits.clear()
-        planned = retrying.plan(pool, (), ImageSettings(), limits)
+        planned = retrying.plan(pool, (), DownloadSettings(ImageSettings(), limits))
         retrying.retry(planned, workers=0)
     assert server.hits == {"/2.jpg": 1}
     rows = table_of(pool)
@@ -330,3 +333,20 @@ def test_blocked_samples_leave_no_trace_and_are_never_asked_for(
     for trace in (url, server.url("/1.jpg"), hashlib.sha256(jpeg(1)).hexdigest()):
         assert trace.encode() not in written
         assert trace not in caplog.text
+
+
+def test_a_disk_that_is_too_small_is_refused(
+    server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(server)
+    pool = tmp_path / "pool"
+    run(pool, photos(server, tmp_path))
+    planned = retrying.plan(pool, (), DownloadSettings(ImageSettings(), LIMITS))
+    assert len(planned.parts) == 3
+    sizes = sorted(sum(w.bytes for w in receipt.outputs.values()) for receipt in planned.parts.values())
+    needed = 2 * sum(sizes[-2:])
+    monkeypatch.setattr(retrying.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    retrying.check_space(planned, 1)
+    monkeypatch.setattr(retrying.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(InputError, match=f"writing 2 shards anew takes .*{needed:,} and {needed - 1:,} bytes"):
+        retrying.check_space(planned, 1)
