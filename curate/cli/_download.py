@@ -85,11 +85,13 @@ def ask_for_rows(made: Plan, workers: int, *, yes: bool) -> None:
 
 
 def named(root: Path, selection: str | None) -> str | None:
-    """The selection that is meant: `latest` is the one made last."""
+    """The name of the selection that is meant: `latest` is the one made last. Raises InputError for none such."""
     from curate.pool.layout import Layout
     from curate.selection import load
 
-    return load(Layout(root, root), None).name if selection == "latest" else selection
+    if selection is None:
+        return None
+    return load(Layout(root, root), None if selection == "latest" else selection).name
 
 
 def fetch_vectors(scale: str | None, root: Path) -> None:

@@ -305,8 +305,9 @@ def download(
         )
     if source is None and stage.has_source(root) and embeddings:
         parts.fetch_vectors(scale, root)
-        return 0
+        return parts.show_metadata(root, as_json=True) if as_json else 0
     told = False
+    selection = parts.named(root, selection)
     if source is None and (scale or not stage.has_source(root)):
         told = parts.fetch_datacomp(
             scale,
@@ -327,7 +328,7 @@ def download(
         source.expanduser() if source else None,
         settings,
         add=add,
-        selection=parts.named(root, selection),
+        selection=selection,
         limit=limit,
         sample=sample,
     )

@@ -6,6 +6,7 @@ The defaults are those of DataComp's own download (512 px, keep_ratio_largest, o
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -76,6 +77,13 @@ class FetchLimits:
             max_bytes=self.max_bytes,
             per_host=self.per_host,
         )
+        for flag, seconds in (
+            ("connect", self.connect_seconds),
+            ("idle", self.idle_seconds),
+            ("total", self.total_seconds),
+        ):
+            if math.isinf(seconds):
+                raise InputError(f"--{flag}-seconds", f"must end some day (found {seconds})")
         _not_negative(
             max_redirects=self.max_redirects,
             retries=self.retries,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate import disk, receipts, runner
-from curate.errors import Busy, InputError, PartError
+from curate.errors import Busy, InputError, PartError, StopError
 from curate.pool.layout import DOWNLOAD_STAGE, Layout
 from curate.progress import plural
 from curate.progress import size as bytes_text
@@ -91,6 +91,7 @@ def download(made: Plan, *, workers: int, connections: int | None = None, **opti
         )
     finally:
         crawl.close()  # where this process did the work itself
+    _check_still_there(made)
     _say_if_hopeless(summary, layout)
     return summary
 
@@ -201,6 +202,18 @@ def _remember(made: Plan) -> None:
         wanted.append(receipts.digest(asdict(new.entry)))  # another command with the same list was faster
     if now[: len(wanted)] != wanted:
         raise Busy(str(layout.sources), "was changed by another command", hint="run the same command again")
+
+
+def _check_still_there(made: Plan) -> None:
+    """Raise StopError where the pool does not say any more what it was made from: shards may be gone with that."""
+    entries = (*made.before, made.new.entry) if made.new else made.before
+    now = sources.read(made.layout)
+    if [receipts.digest(asdict(e)) for e in now[: len(entries)]] != [receipts.digest(asdict(e)) for e in entries]:
+        raise StopError(
+            str(made.layout.root),
+            f"was taken away or replaced while it was written ({made.layout.sources.name} is not what it was)",
+            hint="run the same command again: what is gone is fetched anew",
+        )
 
 
 def _pending(made: Plan) -> list[runner.Task]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -293,6 +295,24 @@ def test_columns_of_any_type_are_kept(server: HostileServer, tmp_path: Path) -> 
     assert (said[0]["raw"], said[0]["boxes"], said[0]["pair"]) == ("/wA=", [[0.5, None]], {"a": 1})
     assert (said[0]["number"], said[1]["number"], said[1]["price"]) == (1.5, None, "3.00")
     assert (said[0]["key"], said[0]["list_key"]) == ("000000000", "k1")
+
+
+def test_a_pool_that_is_taken_away_meanwhile_is_not_called_done(server: HostileServer, tmp_path: Path) -> None:
+    source, pool = photos(server, tmp_path), tmp_path / "pool"
+    last = server.routes["/24.jpg"]
+    assert callable(last)
+
+    async def take_away(writer: asyncio.StreamWriter) -> None:
+        shutil.rmtree(pool / "shards", ignore_errors=True)
+        (pool / "sources.json").unlink()
+        await last(writer)
+
+    server.routes["/24.jpg"] = take_away
+    with pytest.raises(StopError, match="was taken away or replaced while it was written"):
+        run(pool, source)
+    server.routes["/24.jpg"] = last
+    assert run(pool, source).counts["ok"] == 25
+    assert len(table_of(pool)) == 25
 
 
 def test_a_table_of_ours_is_a_list_too(server: HostileServer, tmp_path: Path) -> None:
