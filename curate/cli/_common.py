@@ -86,6 +86,10 @@ def meaning(code: str) -> str:
     return ERROR_CODES.get(code, "the server answered with this status")
 
 
+MOST_A_CORE = 16
+"""Worker processes; more are a slip of the finger, and would bring the machine down."""
+
+
 def cores() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -93,14 +97,17 @@ def cores() -> int:
 
 def workers(given: int | None) -> int:
     """The number of worker processes: the flag, else `$CURATE_WORKERS`, else one a core."""
-    if given is not None:
-        return given
-    set_ = os.environ.get("CURATE_WORKERS")
-    if set_ is None:
-        return cores()
-    if not set_.isdigit():
-        raise InputError("$CURATE_WORKERS", f"must be a whole number (found {set_!r})")
-    return int(set_)
+    what, count = "--workers", given
+    if count is None:
+        set_ = os.environ.get("CURATE_WORKERS")
+        if set_ is None:
+            return cores()
+        if not set_.isdigit():
+            raise InputError("$CURATE_WORKERS", f"must be a whole number (found {set_!r})")
+        what, count = "$CURATE_WORKERS", int(set_)
+    if count > (most := max(64, MOST_A_CORE * cores())):
+        raise InputError(what, f"is more than {most:,}, which is what this machine may bear (found {count:,})")
+    return count
 
 
 def show(text: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate.cli import _common as common
-from curate.errors import is_transient
+from curate.errors import InputError, is_transient
 
 if TYPE_CHECKING:
     from curate.fetch.hub import Fetched
@@ -143,6 +143,8 @@ def retry(
     from curate.stages import retry as stage
 
     wanted = [code.strip() for code in (codes or "").split(",") if code.strip()]
+    if codes is not None and not wanted:
+        raise InputError("--codes", f"names no error code (found {codes!r})", hint="--codes dns,timeout; or none")
     planned = stage.plan(root, wanted, settings)
     if space_check:
         stage.check_space(planned, workers)
@@ -165,6 +167,11 @@ def retry(
         common.show(
             f"asked again for {counts['asked_again']:,} samples: {counts['mended']:,} are stored now, "
             f"{told['still_failed']:,} failed again; {summary.parts:,} shards in {planned.layout.shards}"
+        )
+    if counts["asked_again"] and not counts["mended"] and counts["code:private_address"]:
+        common.say(
+            "hosts of a private network need --allow-private-hosts in every attempt: curate download "
+            f"--retry-failed --codes private_address --allow-private-hosts --pool {shlex.quote(str(root))}"
         )
     summary.raise_failed()
     return 0

@@ -79,6 +79,8 @@ def test_a_list_becomes_a_pool(server: HostileServer, tmp_path: Path) -> None:
         (["--source", "list.csv", "--encode-format", "webq"], "no encode format 'webq'", "webp"),
         (["--source", "list.csv", "--samples-per-shard", "0"], "must be above 0 (found 0)", None),
         (["--source", "list.csv", "--idle-seconds", "inf"], "--idle-seconds: must end some day (found inf)", None),
+        (["--source", "list.csv", "--workers", "999999"], "--workers: is more than", None),
+        (["--retry-failed", "--codes", " ,"], "--codes: names no error code (found ' ,')", "--codes dns,timeout"),
         (["--selection", "latest", "--yes"], "has no selection yet", "curate filter --rule clipscore"),
         (["--selection", "best", "--yes"], "no selection 'best' (found: none)", "curate filter makes one"),
         (["--source", "list.csv", "--scale", "small"], "are two sources", None),
@@ -100,6 +102,20 @@ def test_what_is_wrong_is_refused(
     assert hint is None or any(line.startswith("hint: ") and hint in line for line in done.stderr.splitlines())
     assert not (tmp_path / "pool").exists()
     assert done.stdout == ""
+
+
+def test_an_attempt_that_forgets_the_private_network_says_so(server: HostileServer, tmp_path: Path) -> None:
+    server.routes["/1.jpg"] = status(404)
+    assert curate("--source", listed(server, tmp_path), *QUICK, "--workers", "0", cwd=tmp_path).returncode == 0
+    server.routes["/1.jpg"] = answer(jpeg(1))
+    words = ("--retry-failed", "--image-size", "32", "--workers", "0", "--codes")
+    done = curate(*words, "http_404", cwd=tmp_path)
+    assert (done.returncode, "1 failed again" in done.stdout) == (0, True)
+    hint = "curate download --retry-failed --codes private_address --allow-private-hosts --pool pool"
+    assert hint in done.stderr
+    again = curate(*words, "private_address", "--allow-private-hosts", cwd=tmp_path)
+    assert "1 are stored now, 0 failed again" in again.stdout
+    assert again.stderr == ""
 
 
 def test_rows_of_metadata_are_begun_with_after_a_yes(server: HostileServer, tmp_path: Path) -> None:
