@@ -104,7 +104,8 @@ class Processes:
         self._hopeless: str | None = None
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Work] = deque()
-        self.turns = tempfile.NamedTemporaryFile(prefix="curate-")  # noqa: SIM115 - locked by the processes
+        self._turns = tempfile.TemporaryFile()  # noqa: SIM115 - nameless: nothing is left after a SIGKILL
+        self.turns = f"/proc/{os.getpid()}/fd/{self._turns.fileno()}"
         self._hands = [_Hand(self) for _ in range(count)]
 
     async def convert(self, picture: Picture) -> Converted:
@@ -162,7 +163,7 @@ class Processes:
         """End the processes at once."""
         for hand in self._hands:
             hand.end()
-        self.turns.close()
+        self._turns.close()
 
 
 class _Hand:
@@ -180,7 +181,7 @@ class _Hand:
             with socket.socket(fileno=os.dup(end.fileno())) as of:
                 of.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * PIPE_BYTES)
         self.process: BaseProcess = context.Process(
-            target=serve, args=(there, os.getpid(), self.crew.settings, self.crew.turns.name), daemon=True
+            target=serve, args=(there, os.getpid(), self.crew.settings, self.crew.turns), daemon=True
         )
         with main_module_hidden():
             self.process.start()

@@ -94,6 +94,23 @@ def test_a_picture_that_failed_is_let_go_at_once() -> None:
         gc.enable()
 
 
+def test_the_lock_for_big_pictures_has_no_name_and_is_held_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders.tempfile, "tempdir", str(tmp_path))
+
+    async def work(crew: Processes) -> None:
+        await crew.convert(Picture(jpeg()))
+        assert list(tmp_path.iterdir()) == []
+        with decoders._Turn(crew.turns):
+            second = os.open(crew.turns, os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(second)
+
+    with_processes(1, work)
+
+
 def test_what_is_no_image_is_the_sample_s_error() -> None:
     async def work(crew: Processes) -> str:
         with pytest.raises(SampleError) as caught:
