@@ -399,7 +399,7 @@ def test_servers_that_never_end_do_not_keep_the_command(tmp_path: Path) -> None:
 def test_a_picture_that_decodes_on_one_try_of_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two decode processes die on it and a third has it; one that kills three is the only one lost."""
     monkeypatch.setattr(decoders, "serve", flaky.serve)
-    effort = {"connections": 8, "processes": 2, "body_bytes": 64 << 20}
+    effort = {"limits": LIMITS, "connections": 8, "processes": 2, "body_bytes": 64 << 20}
     monkeypatch.setattr(stage, "shares", lambda *_: (0, effort))  # fetch here, decode there
     head = jpeg()[:2]
     cases = [
