@@ -248,6 +248,9 @@ def test_a_decode_process_killed_costs_its_picture_a_retry(
     run = Run(tmp_path / "pool", source)
     run.midway()
     first, second = run.pictures()
+    # one that is stopped before it has said that it is ready is given no picture
+    run.until(lambda: all("cv2" in Path(f"/proc/{pid}/maps").read_text() for pid in (first, second)))
+    time.sleep(0.5)
     for pid in (first, second):
         os.kill(pid, signal.SIGSTOP)
     gate.opened.set()
