@@ -296,9 +296,7 @@ def test_other_settings_than_the_download_s_are_refused(server: HostileServer, t
     run(pool, photos(server, tmp_path, 3))
     with pytest.raises(InputError, match=r"other settings \(image-size was 32, is 64; \w{12} then, \w{12} now\)"):
         retrying.plan(pool, (), DownloadSettings(ImageSettings(image_size=64), LIMITS))
-    with pytest.raises(
-        InputError, match=r"\(max-bytes was 300000, is 99; \w{12} then, \w{12} now\)"
-    ):
+    with pytest.raises(InputError, match=r"\(max-bytes was 300000, is 99; \w{12} then, \w{12} now\)"):
         retrying.plan(pool, (), DownloadSettings(ImageSettings(), replace(LIMITS, max_bytes=99)))
     blocked = tmp_path / "blocked.txt"
     blocked.write_text("0" * 64 + "\n")
