@@ -8,7 +8,6 @@ one's end; start-up is in the wall clock and the CPU time only.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -24,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from bench import CURATE, Figure, median
+from bench.pictures import soft
 from bench.server import Server, serving
 
 REPEATS = 3
@@ -272,10 +271,4 @@ def _list(folder: Path, server: Server, kind: str, count: int) -> Path:
 
 def picture(seed: int, width: int, height: int) -> bytes:
     """A JPEG like a photo: soft blobs of colour under a little grain; some 38 kB at 400x300."""
-    chance = np.random.default_rng(seed)
-    blobs = chance.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8)
-    soft = np.asarray(Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC))
-    grain = chance.integers(-7, 8, (height, width, 1), dtype=np.int16)
-    out = io.BytesIO()
-    Image.fromarray((soft + grain).clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
-    return out.getvalue()
+    return soft(np.random.default_rng(seed), width, height, grain=7, quality=90)

@@ -7,16 +7,15 @@ round measures the three on one shard back to back, so that a busy machine is eq
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from bench import Figure, median
+from bench.pictures import soft
 from curate import models, runner
 from curate.pixels import Decoders
 from curate.pool import Pool, Shard, open_pool
@@ -114,12 +113,7 @@ def picture(seed: int) -> bytes:
     """A JPEG of about 450 x 400: soft blobs of colour under a little grain."""
     chance = np.random.default_rng(seed)
     width, height = int(chance.integers(380, 513)), int(chance.integers(300, 513))
-    blobs = chance.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8)
-    soft = np.asarray(Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC))
-    grain = chance.integers(-10, 11, (height, width, 1), dtype=np.int16)
-    out = io.BytesIO()
-    Image.fromarray((soft + grain).clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=95)
-    return out.getvalue()
+    return soft(chance, width, height, grain=10, quality=95)
 
 
 def _caption(shard: str, row: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import sys
 import time
@@ -41,6 +42,16 @@ def disk(path: Path) -> Iterator[None]:
                 hint="name a folder that can be written to; for a pool that is read-only, --work DIR",
             ) from error
         raise
+
+
+def nearest(path: Path) -> Path:
+    """`path`, or the first above it that is there: what it lies on or is to be made in."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def free(path: Path) -> int:
+    """The bytes that the disk of `path`, which need not be there yet, has left."""
+    return shutil.disk_usage(nearest(path)).free
 
 
 def fsync_folder(path: Path) -> None:

@@ -51,7 +51,7 @@ def none_fails(shard: int, row: int) -> str | None:
     return None
 
 
-def jpeg(seed: int, size: tuple[int, int] = (24, 16)) -> bytes:
+def jpeg(seed: int = 0, size: tuple[int, int] = (24, 16)) -> bytes:
     """A JPEG that differs from those of other seeds; size is width, height."""
     noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     out = io.BytesIO()

@@ -58,3 +58,16 @@ def start(*words: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -
         text=True,
         start_new_session=True,
     )
+
+
+def living(group: int) -> list[int]:
+    """The processes of a group that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found

@@ -308,9 +308,7 @@ class _Station:
                 self.fill()
             self.troubled += fetched.error_code in NO_REPLY
             if not self.held_back(_Held(part, number, host, fetched)):
-                part.settle(await self.outcomes(part, numbers, fetched), host)
-                if part.done.done():
-                    self.forget(part)
+                self.settle(part, await self.outcomes(part, numbers, fetched), host)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -377,14 +375,14 @@ class _Station:
         for one in held:
             if one.part.done.done():
                 continue
-            failed = Outcome(
-                one.fetched, error_code=one.fetched.error_code, error_message=one.fetched.error_message
-            )
-            first, *others = one.part.numbers(one.number)
-            again = replace(failed, repeat=True)
-            one.part.settle({first: failed, **dict.fromkeys(others, again)}, one.host)
-            if one.part.done.done():
-                self.forget(one.part)
+            rows = one.part.numbers(one.number)
+            self.settle(one.part, Outcome.failed(one.fetched).shared(rows, rows[0]), one.host)
+
+    def settle(self, part: Part, outcomes: Mapping[int, Outcome], host: str) -> None:
+        """These rows have ended, and their part too if they were the last."""
+        part.settle(outcomes, host)
+        if part.done.done():
+            self.forget(part)
 
     async def body(self, target: Target, holder: tuple[int, int]) -> Fetched:
         grow = partial(self.budget.grow, holder)
@@ -403,13 +401,12 @@ class _Station:
         found: dict[int, Outcome] = {}
         for (expected, boxes), rows in variants.items():
             outcome = await self.outcome(part, Picture(body, expected, boxes) if body else None, fetched)
-            again = replace(outcome, repeat=True)
-            found |= {row: again if row != numbers[0] else outcome for row in rows}
+            found |= outcome.shared(rows, numbers[0])
         return found
 
     async def outcome(self, part: Part, picture: Picture | None, fetched: Fetched) -> Outcome:
         if picture is None:
-            return Outcome(fetched, error_code=fetched.error_code, error_message=fetched.error_message)
+            return Outcome.failed(fetched)
         size = len(picture.body)
         if self.block_list is not None and await self.blocked(picture.body):
             return Outcome(Fetched(fetched.url, error_code="blocked"), error_code="blocked")

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -25,6 +23,7 @@ from urllib.parse import quote, urlsplit
 import curate
 from curate.disk import disk, fsync_folder
 from curate.errors import CurateError, StopError
+from curate.fetch.urls import retry_after
 from curate.progress import span
 
 log = logging.getLogger("curate.fetch")
@@ -284,7 +283,7 @@ class Hub:
                     ) from error
                 wait = min(2.0 ** (failed - 1), LONGEST_WAIT)
                 if error.after is not None:
-                    wait = min(max(error.after, 0.0), LONGEST_ASKED)
+                    wait = min(error.after, LONGEST_ASKED)
                 log.warning("%s: %s: %s; again in %s", self.host, what, error, span(wait))
                 if self._stop.wait(wait):
                     raise _Stopped from None
@@ -307,16 +306,8 @@ def _identity() -> dict[str, str]:
 
 def _asked_wait(headers: Mapping[str, str], status: int) -> float | None:
     """Seconds that a server asks to wait: Retry-After as seconds or date, else the hub's own RateLimit."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value)
-    if value:
-        try:
-            at = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        now = datetime.now(timezone.utc)
-        return (at.replace(tzinfo=at.tzinfo or timezone.utc) - now).total_seconds()
+    if value := headers.get("Retry-After", "").strip():
+        return retry_after(value)
     resets = _RESETS_IN.search(headers.get("RateLimit", "")) if status == 429 else None
     return float(resets[1]) if resets else None
 

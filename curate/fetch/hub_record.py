@@ -6,11 +6,11 @@ who read a folder of lists.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from curate import disk
 from curate.errors import InputError, PartError
 from curate.fetch.hub_client import HubFile
 from curate.progress import plural, size
@@ -50,8 +50,7 @@ class Coming:
 
     def check_space(self, folder: Path) -> None:
         """Raises InputError where the disk of `folder`, which need not be there yet, has too little space."""
-        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        free = shutil.disk_usage(there).free
+        free = disk.free(folder)
         if self.bytes > free:
             raise InputError(
                 str(folder),

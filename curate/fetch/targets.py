@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -45,6 +45,16 @@ class Outcome:
     error_code: str | None = None
     error_message: str | None = None
     repeat: bool = False
+
+    @classmethod
+    def failed(cls, fetched: Fetched) -> Outcome:
+        """Of what could not be fetched."""
+        return cls(fetched, error_code=fetched.error_code, error_message=fetched.error_message)
+
+    def shared(self, rows: Sequence[int], first: int) -> dict[int, Outcome]:
+        """This one for all these rows; for all but the `first` it is the answer to another's URL."""
+        again = replace(self, repeat=True)
+        return {row: self if row == first else again for row in rows}
 
 
 News = Callable[[int, int, Mapping[str, float]], None]

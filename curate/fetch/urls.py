@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
@@ -143,6 +144,7 @@ def retry_after(value: str | None) -> float | None:
     if value.strip().isdecimal():
         return float(value.strip()[:12])
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        at = parsedate_to_datetime(value)
+        return max(0.0, at.replace(tzinfo=at.tzinfo or timezone.utc).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None

@@ -7,7 +7,6 @@ pool's sources.json before the first shard does (see download_plan and sources).
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from curate.pool.layout import DOWNLOAD_STAGE, Layout
 from curate.progress import plural
 from curate.progress import size as bytes_text
 from curate.stages import drawn, metadata, sources
-from curate.stages.download_part import LANES, Job, download_part, shares
+from curate.stages.download_part import LANES, VERSION, Job, download_part, shares
 from curate.stages.download_plan import (
     Plan,
     Work,
@@ -50,7 +49,6 @@ __all__ = [
     "space_needed",
 ]
 
-VERSION = 1
 SAMPLES_A_SECOND = 200
 """What one core fetches, resizes to 512 pixels and writes; photos of a few hundred pixels, measured."""
 
@@ -149,8 +147,7 @@ def space_needed(made: Plan) -> int:
 def check_space(made: Plan) -> None:
     """Raise InputError where the disk has less room than the download is expected to need, and a margin."""
     needed = round(space_needed(made) * MARGIN)
-    there = next(p for p in (made.layout.root, *made.layout.root.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
+    free = disk.free(made.layout.root)
     if needed > free:
         raise InputError(
             str(made.layout.root),

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from curate.fetch.targets import Outcome, Target
     from curate.receipts import Output
 
+VERSION = 1
+"""Of a shard's form, for its receipt."""
 FETCHERS = ("curate", "img2dataset")
 
 _TICK_SECONDS = 0.2

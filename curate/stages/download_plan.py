@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate import receipts
+from curate.disk import nearest
 from curate.errors import InputError
 from curate.pool.layout import Layout, metadata_files
 from curate.pool.names import ALIASES
@@ -289,7 +290,7 @@ def check_part(limit: int | None, sample: float | None) -> None:
 
 def check_folder(root: Path) -> None:
     """Raise InputError where a file is in the place of a pool, or of a folder above it."""
-    there = next(p for p in (root, *root.absolute().parents) if p.exists())
+    there = nearest(root)
     if not there.is_dir():
         raise InputError(str(there), "is not a folder", hint="--pool DIR, one that is there or is to be made")
 

@@ -8,7 +8,6 @@ table which samples have new bytes.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from curate.progress import plural, size
 from curate.receipts import Receipt
 from curate.stages import download_part as fetching
 from curate.stages import sources
-from curate.stages.download_part import LANES, Job
+from curate.stages.download_part import LANES, VERSION, Job
 from curate.stages.download_settings import DownloadSettings
 from curate.stages.shard_files import TABLE, Record, kept_name, our_columns, write_shard
 
@@ -95,7 +94,7 @@ def check_space(planned: Retry, workers: int) -> None:
     at_once = LANES * max(1, fetching.shares(workers, len(planned.parts), planned.limits, None)[0])
     sizes = sorted(sum(w.bytes for w in receipt.outputs.values()) for receipt in planned.parts.values())
     needed = 2 * sum(sizes[-at_once:])  # the new images wait in a file of their own
-    free = shutil.disk_usage(planned.layout.root).free
+    free = disk.free(planned.layout.root)
     if needed > free:
         shards = plural(min(at_once, len(sizes)), "shard")
         raise InputError(
@@ -120,7 +119,7 @@ def retry(planned: Retry, *, workers: int, connections: int | None = None, **opt
     tasks = [_task(planned, part, receipt, effort) for part, receipt in planned.parts.items()]
     try:
         summary = runner.run(
-            DOWNLOAD_STAGE, _version(), tasks, workers=fetchers, lanes=LANES, keep_outdated=True, **options
+            DOWNLOAD_STAGE, VERSION, tasks, workers=fetchers, lanes=LANES, keep_outdated=True, **options
         )
     finally:
         crawl.close()
@@ -133,12 +132,6 @@ def retry(planned: Retry, *, workers: int, connections: int | None = None, **opt
     summary.counts.setdefault("asked_again", 0)
     summary.counts.setdefault("mended", 0)
     return summary
-
-
-def _version() -> int:
-    from curate.stages.download import VERSION
-
-    return VERSION
 
 
 def matches(code: str, codes: Collection[str]) -> bool:
@@ -197,11 +190,16 @@ def _check_settings(root: Path, receipt: Receipt, settings: DownloadSettings) ->
 # --- attempts ---------------------------------------------------------------------------------------------
 
 
+def _made(layout: Layout) -> list[dict[str, Any]]:
+    """The attempts made so far, in their order."""
+    return list(receipts.read_json(layout.attempts)["attempts"]) if layout.attempts.is_file() else []
+
+
 def _attempt(layout: Layout, codes: Sequence[str]) -> tuple[int, frozenset[str]]:
     """The number and codes of the attempt that is due: the last one, where it was broken off."""
     try:
-        told = receipts.read_json(layout.attempts) if layout.attempts.is_file() else {"attempts": []}
-        last = told["attempts"][-1] if told["attempts"] else None
+        made = _made(layout)
+        last = made[-1] if made else None
     except (PartError, KeyError, TypeError, AttributeError):
         raise InputError(
             str(layout.attempts), "cannot be read", hint="take it away: a new attempt begins"
@@ -212,17 +210,13 @@ def _attempt(layout: Layout, codes: Sequence[str]) -> tuple[int, frozenset[str]]
 
 
 def _broken_off(layout: Layout, number: int) -> bool:
-    return layout.attempts.is_file() and any(
-        attempt["number"] == number and not attempt["done"]
-        for attempt in receipts.read_json(layout.attempts)["attempts"]
-    )
+    return any(attempt["number"] == number and not attempt["done"] for attempt in _made(layout))
 
 
 def _remember(planned: Retry, *, done: bool) -> None:
     layout = planned.layout
     with disk.lock(layout.attempts.with_suffix(".lock"), wait=True):
-        told = receipts.read_json(layout.attempts)["attempts"] if layout.attempts.is_file() else []
-        told = [t for t in told if t["number"] != planned.number]
+        told = [t for t in _made(layout) if t["number"] != planned.number]
         told.append({"number": planned.number, "codes": sorted(planned.codes), "done": done})
         receipts.write_json(layout.attempts, {"format": receipts.FORMAT, "attempts": told})
 

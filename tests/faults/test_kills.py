@@ -23,7 +23,7 @@ from curate.demo import scenes
 from curate.demo.blemishes import encoded
 from curate.demo.server import Behaviour, serve_apart, write_behaviours
 from tests.faults.driver import contents, half_made
-from tests.programs import PATIENCE, run, start
+from tests.programs import PATIENCE, living, run, start
 
 PHOTOS, PER_SHARD = 90, 30
 SLOW = 0.3
@@ -143,19 +143,6 @@ def begun(stage: Stage, folder: Path) -> tuple[subprocess.Popen[str], float]:
     while not (folder / stage.begins).exists() and process.poll() is None:
         time.sleep(0.002)
     return process, time.time()
-
-
-def living(group: int) -> list[int]:
-    """The processes of a group that have not ended."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(its_group) == group and state not in "ZX":
-            found.append(int(stat.parent.name))
-    return found
 
 
 def check_all_ended(group: int) -> None:

@@ -13,11 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from curate.errors import InputError, StopError
 from curate.fetch import crawl, decoders, outage
@@ -28,6 +27,7 @@ from curate.fetch.local_file import LocalFile
 from curate.fetch.settings import FetchLimits, ImageSettings
 from curate.fetch.targets import Outcome, Target
 from curate.fetch.turns import Turns
+from tests import pools
 from tests.fetch import flaky, servers
 from tests.fetch.servers import HostileServer, answer, running, slow, status
 
@@ -38,11 +38,7 @@ LIMITS = FetchLimits(
 ONE = Effort(connections=8, threads=1)
 
 
-def jpeg(seed: int = 0, size: tuple[int, int] = (60, 40)) -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(noise).resize(size).save(stream, "JPEG")
-    return stream.getvalue()
+jpeg = partial(pools.jpeg, size=(60, 40))
 
 
 @pytest.fixture

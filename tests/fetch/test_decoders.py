@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import gc
-import io
 import os
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from curate.errors import SampleError, StopError
 from curate.fetch import decoders, images
@@ -23,17 +21,14 @@ from curate.fetch.converted import Converted
 from curate.fetch.decoders import Picture, Processes, Threads
 from curate.fetch.images import convert
 from curate.fetch.settings import ImageSettings
+from tests import pools
 from tests.fetch import flaky
 
 SETTINGS = ImageSettings(image_size=32)
 Result = TypeVar("Result")
 
 
-def jpeg(seed: int = 0) -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(noise).resize((60, 40)).save(stream, "JPEG")
-    return stream.getvalue()
+jpeg = partial(pools.jpeg, size=(60, 40))
 
 
 def with_processes(count: int, work: Callable[[Processes], Awaitable[Result]]) -> Result:

@@ -29,7 +29,7 @@ from curate.stages import download as stage
 from tests.fetch import flaky, servers
 from tests.fetch.servers import HostileServer, answer, running
 from tests.hostile.web import LIMITS, Case, books, crawl, descendants, jpeg, settings
-from tests.programs import PATIENCE, command, environment
+from tests.programs import PATIENCE, command, environment, living
 from tests.stages.test_download import stored
 
 ROWS, PER_SHARD = 24, 4
@@ -162,7 +162,7 @@ class Run:
     def check_all_ended(self) -> None:
         """No process outlives the command for long."""
         patience = time.monotonic() + 10
-        while (left := members(self.process.pid)) and time.monotonic() < patience:
+        while (left := living(self.process.pid)) and time.monotonic() < patience:
             time.sleep(0.01)
         if left:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -191,19 +191,6 @@ def mapped(pid: int) -> str:
         return ""
 
 
-def members(group: int) -> list[int]:
-    """The processes of a group that have not ended."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(its_group) == group and state not in "ZX":
-            found.append(int(stat.parent.name))
-    return found
-
-
 def finish(pool: Path, source: Path, *options: str) -> str:
     """The same command, to a good end; what it said."""
     run = Run(pool, source, *options)
@@ -230,7 +217,7 @@ def test_a_fetch_worker_killed_costs_its_parts_a_retry(
     run.midway()
     orphans = run.pictures()
     os.kill(run.fetcher(), signal.SIGKILL)
-    run.until(lambda: not set(orphans) & set(members(run.process.pid)))  # none decodes for nobody
+    run.until(lambda: not set(orphans) & set(living(run.process.pid)))  # none decodes for nobody
     gate.opened.set()
     said = run.end()
     assert run.process.returncode == 0, said

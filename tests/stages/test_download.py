@@ -10,10 +10,10 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +26,7 @@ from curate.runner import Summary
 from curate.shards import read_index
 from curate.stages.download import DownloadSettings, download, plan
 from curate.uids import derive_uid
+from tests import pools
 from tests.fetch import servers
 from tests.fetch.servers import HostileServer, answer, redirect, running, status
 
@@ -40,11 +41,7 @@ LIMITS = FetchLimits(
 SETTINGS = DownloadSettings(ImageSettings(image_size=32), LIMITS, samples_per_shard=10)
 
 
-def jpeg(seed: int, size: tuple[int, int] = (60, 40)) -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(noise).resize(size).save(stream, "JPEG")
-    return stream.getvalue()
+jpeg = partial(pools.jpeg, size=(60, 40))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -343,8 +344,8 @@ def test_a_disk_that_is_too_small_is_refused(
     assert len(planned.parts) == 3
     sizes = sorted(sum(w.bytes for w in receipt.outputs.values()) for receipt in planned.parts.values())
     needed = 2 * sum(sizes[-2:])
-    monkeypatch.setattr(retrying.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
     retrying.check_space(planned, 1)
-    monkeypatch.setattr(retrying.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     with pytest.raises(InputError, match=f"writing 2 shards anew takes .*{needed:,} and {needed - 1:,} bytes"):
         retrying.check_space(planned, 1)
