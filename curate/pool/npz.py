@@ -1,16 +1,24 @@
-"""Arrays of an uncompressed npz, mapped where they lie."""
+"""Arrays of an npz, each read alone: mapped where it is stored as it is, so that the others cost nothing.
+
+DataComp's were written to a sink that cannot seek: sizes stand behind each member and in the directory at the
+end, never in front, so only the directory is believed.
+"""
 
 from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from curate.errors import PartError
+
+_LOCAL = struct.Struct("<4s22xHH")
+"""A member's own header: its mark, and the lengths of the name and of the extra fields that follow it."""
 
 
 def names(path: Path) -> list[str]:
@@ -22,41 +30,54 @@ def names(path: Path) -> list[str]:
 def member(path: Path, name: str) -> npt.NDArray[Any]:
     """One array: mapped where it is stored as it is, read where it is compressed.
 
-    Raises PartError where it is missing or cut short.
+    Raises PartError where it is missing, cut short or no array.
     """
     with _opened(path) as archive:
+        info = _info(archive, path, name)
         try:
-            info = archive.getinfo(f"{name}.npy")
-        except KeyError:
-            raise PartError(str(path), f"has no array {name!r} (found: {', '.join(names(path))})") from None
-        if info.compress_type != zipfile.ZIP_STORED:
+            if info.compress_type == zipfile.ZIP_STORED:
+                return _mapped(path, info)
             with archive.open(info) as stream:
                 return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
-        offset = _data_offset(path, info)
+        # NotImplementedError, RuntimeError: zipfile's for a method that it has not, and for encryption
+        except (ValueError, EOFError, OSError, struct.error, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+            what = "holds objects, which are not read" if "bject" in str(error) else f"cannot be read ({error})"
+            raise PartError(str(path), f"array {name!r} {what}") from error
+
+
+def _info(archive: zipfile.ZipFile, path: Path, name: str) -> zipfile.ZipInfo:
+    for info in archive.infolist():
+        if info.filename.removesuffix(".npy") == name:
+            return info
+    raise PartError(str(path), f"has no array {name!r} (found: {', '.join(names(path)) or 'none'})")
+
+
+def _mapped(path: Path, info: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    """The array of a member that is stored as it is. Raises ValueError where its bytes are not all there."""
     with path.open("rb") as stream:
-        stream.seek(offset)
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
+        stream.seek(info.header_offset)
+        mark, name_length, extra_length = _LOCAL.unpack(stream.read(_LOCAL.size))
+        if mark != b"PK\x03\x04":
+            raise ValueError("the directory of the archive does not point at it")
+        start = stream.seek(name_length + extra_length, 1)
+        shape, fortran, dtype = _header(stream)
         begin = stream.tell()
     if dtype.hasobject:
-        raise PartError(str(path), f"array {name!r} holds objects, which are not read")
-    try:
-        return np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=shape, order="F" if fortran else "C")
-    except ValueError as error:
-        raise PartError(str(path), f"array {name!r} is cut short ({error})") from error
+        raise ValueError("Object arrays are not read")
+    wanted = begin - start + dtype.itemsize * int(np.prod(shape, dtype=object))
+    if wanted != info.file_size:
+        raise ValueError(f"it is cut short: its header promises {wanted:,} bytes, and {info.file_size:,} are there")
+    return np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=shape, order="F" if fortran else "C")
+
+
+def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(stream)
 
 
 def _opened(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise PartError(str(path), f"is not a readable npz ({error})") from error
-
-
-def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    with path.open("rb") as stream:
-        stream.seek(info.header_offset)
-        fixed = stream.read(30)
-    name_length, extra_length = struct.unpack("<HH", fixed[26:30])
-    return int(info.header_offset + 30 + name_length + extra_length)
