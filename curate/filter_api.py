@@ -58,11 +58,13 @@ __all__ = [
     "Similarity",
     "Vectors",
     "asset",
+    "assets",
     "chance",
     "components",
     "setting",
     "settings_of",
     "text_encoder",
+    "vectors_of",
 ]
 
 
@@ -108,14 +110,34 @@ class File:
         return self.path.read_bytes()
 
 
-def asset(name: str) -> File:
-    """The published asset of this name, from `$CURATE_ASSETS`, the cache, or fetched with its pinned sha256.
+def asset(name: str, variant: str | None = None) -> File:
+    """The asset of this name as `--asset` gives it; else the published one, from `$CURATE_ASSETS`, the cache, or
+    fetched with its pinned digest. Call it in `settle`, in the process that has the command's options.
 
-    Raises InputError that says how to give the file where there is no network.
+    `variant` says which, of an asset that has variants (`centroids`: small, medium, large, xlarge). Raises
+    InputError that says how to give the file where there is no network.
     """
-    from curate import assets
+    from curate import assets as published
 
-    return File(*assets.find(name))
+    return File(*published.find(name, variant))
+
+
+def assets(name: str) -> tuple[File, ...]:
+    """The files of an asset that is several (`imagenet-targets`), in order; what `--asset` gives may be fewer."""
+    from curate import assets as published
+
+    return tuple(File(path, sha256) for path, sha256 in published.find_all(name))
+
+
+def vectors_of(files: File | Sequence[File]) -> npt.NDArray[np.float32]:
+    """The vectors in .npy, .npz or .pt files, one file's rows after another's: rows x dim, float32, read-only.
+
+    Of one file that is float32 and not compressed it is a mapping, so that few bytes are held; what is in a file
+    is never run. Raises InputError for a file that holds no matrix of finite floats.
+    """
+    from curate import arrays
+
+    return arrays.vectors([files.path] if isinstance(files, File) else [f.path for f in files])
 
 
 def text_encoder(model: str, device: str = "cpu") -> Callable[[Sequence[str]], npt.NDArray[np.float32]]:
@@ -371,6 +393,9 @@ class Scorer:
     columns: ClassVar[Mapping[str, str]]
     rows: ClassVar[int] = 1024
     """Rows in a batch; batches are cut at fixed rows inside a part."""
+    some_rows: ClassVar[bool] = False
+    """Whether each row stands for itself and costs enough that only those should be computed on which the
+    conditions before have not decided; the others are marked `not_asked`. Not for pixels."""
 
     def needs(self) -> Sequence[Need]:
         """Column, Vectors and Images that a batch holds."""

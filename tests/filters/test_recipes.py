@@ -113,7 +113,7 @@ def test_safe_runs_with_the_published_heads(tmp_path: Path, monkeypatch: pytest.
         pytest.skip(f"no {', '.join(missing)}")
     needed["watermark"] = tmp_path / "watermark.pt"
     _watermark_weights(needed["watermark"])
-    monkeypatch.setattr(assets, "find", lambda name: (needed[name], receipts.file_sha256(needed[name])))
+    monkeypatch.setattr(assets, "_given", {name: (path,) for name, path in needed.items()})
     pool = make_pool(tmp_path / "pool", 1, 3, size=(240, 200))
     outcome = run(embedded(pool, "ViT-L-14/openai", 768), "safe")
     assert not outcome.failed_parts
