@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from typing_extensions import Self
 
+    from curate.uid_lists import UidList
+
 __all__ = [
     "Batch",
     "Column",
@@ -64,6 +66,7 @@ __all__ = [
     "setting",
     "settings_of",
     "text_encoder",
+    "uid_list",
     "vectors_of",
 ]
 
@@ -138,6 +141,14 @@ def vectors_of(files: File | Sequence[File]) -> npt.NDArray[np.float32]:
     from curate import arrays
 
     return arrays.vectors([files.path] if isinstance(files, File) else [f.path for f in files])
+
+
+def uid_list(file: File) -> UidList:
+    """The uid list in a file (.npy, .bin, .memmap, .parquet, .txt), sorted; a uid that stands n times is wanted n
+    times. Raises InputError for a file that holds none; says so where it was not in order or has copies."""
+    from curate import uid_lists
+
+    return uid_lists.read(file.path).said()
 
 
 def text_encoder(model: str, device: str = "cpu") -> Callable[[Sequence[str]], npt.NDArray[np.float32]]:
@@ -283,6 +294,10 @@ class Left(Protocol):
     @property
     def pool_n(self) -> int:
         """How many the pool has."""
+
+    @property
+    def uids(self) -> npt.NDArray[np.void]:
+        """The uid of each, as its two 64-bit halves (`u8,u8`: f0 the high, f1 the low), in order."""
 
     def frame(self, *wanted: pl.Expr) -> pl.LazyFrame:
         """Column `uid` and the columns that were asked for; a null is a value that is not there.

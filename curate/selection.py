@@ -1,4 +1,7 @@
-"""A selection on disk: what a recipe left of a pool, with the decision on every sample."""
+"""A selection on disk: what a recipe left of a pool, with the decision on every sample.
+
+Where a selection's name is taken, a file may stand that is a uid list: it has uids and copies, and no decisions.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from curate.errors import InputError, PartError, UnknownName
 from curate.pool.layout import Layout
-from curate.receipts import FORMAT, digest, read_json, write_json
+from curate.receipts import FORMAT, digest, file_sha256, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,13 +20,16 @@ if TYPE_CHECKING:
     import polars as pl
 
     from curate.pool import Pool
+    from curate.uid_lists import UidList
 
-STAGE, VERSION = "filter", 1
+STAGE, VERSION = "filter", 2
 WHOLE = "selection"
 """The part whose receipt stands for uids.npy and selection.json."""
 LONGEST = 120
 """Bytes of a selection's name."""
 AGAIN = "run the same curate filter again"
+_TAKEN = (".json", ".tmp", ".lock", ".npy", ".bin", ".memmap", ".parquet", ".txt")
+"""Ends of names that are files: beside selections, or uid lists in their place."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,14 @@ class Selection:
     """One selection of a pool: its folder and what selection.json says."""
 
     folder: Path
+    """Of a uid list the file."""
     raw: Mapping[str, Any]
+    listed: UidList | None = None
+    """The uid list that stands in a selection's place."""
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """The name of the folder, or of the uid list's file."""
         return self.folder.name
 
     @property
@@ -57,6 +66,8 @@ class Selection:
         """The kept uids, sorted pairs of u8 (mapped); one that stands n times is wanted n times."""
         import numpy as np
 
+        if self.listed is not None:
+            return self.listed.pairs
         path = self.folder / "uids.npy"
         try:
             mapped: npt.NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -72,6 +83,12 @@ class Selection:
         """
         import polars as pl
 
+        if self.listed is not None:
+            raise InputError(
+                str(self.folder),
+                "is a uid list, which holds no decisions",
+                hint=f"curate selection import {self.folder} --name NAME makes a selection of it",
+            )
         path = self.folder / "decisions" / f"{part}.parquet"
         if not path.is_file():
             raise PartError(str(path), "is missing", hint=AGAIN)
@@ -89,7 +106,7 @@ def names(layout: Layout) -> list[str]:
 def check_name(name: str) -> None:
     """Raise InputError for a name that cannot be that of a selection's folder."""
     plain = name != "" and name == Path(name).name and name.isprintable() and not name.startswith((".", "_"))
-    if not plain or name.endswith((".json", ".tmp", ".lock")) or len(name.encode()) > LONGEST:
+    if not plain or name.endswith(_TAKEN) or len(name.encode()) > LONGEST:
         raise InputError(
             "--name",
             f"a selection cannot be called {name!r}",
@@ -98,7 +115,14 @@ def check_name(name: str) -> None:
 
 
 def load(layout: Layout, name: str | None) -> Selection:
-    """The selection of this name; None takes the latest. Raises InputError where it is not there."""
+    """The selection of this name, or the uid list in this file; None takes the latest.
+
+    Raises InputError where it is not there.
+    """
+    from curate import uid_lists
+
+    if name is not None and uid_lists.is_file_name(name):
+        return of_list(uid_lists.read(name).said())
     latest = layout.selections / "latest.json"
     if name is None:
         if not latest.is_file():
@@ -116,8 +140,29 @@ def load(layout: Layout, name: str | None) -> Selection:
     return Selection(path.parent, raw)
 
 
+def of_list(listed: UidList) -> Selection:
+    """A uid list in the place of a selection; its recipe is the file's sha256."""
+    path, n = Path(listed.name), len(listed.uids)
+    text = f"uids:file={path.name}"
+    recipe = {"uid_list": {"file": path.name, "form": listed.form, "sha256": file_sha256(path), "uids": n}}
+    line = {"rule": "uids", "text": text, "figures": {}, "in": n, "dropped": {}, "unjudged": {}, "left": n}
+    counts = {"samples": n, "kept": n, "dropped": 0, "unjudged": 0}
+    raw = {
+        "name": path.name,
+        "recipe": recipe,
+        "rules": [text],
+        "counts": counts,
+        "copies": listed.samples,
+        "funnel": [line],
+        "pool": "",
+    }
+    return Selection(path, raw, listed)
+
+
 def check_fresh(pool: Pool, chosen: Selection) -> None:
-    """Raise InputError where the selection was made of an older state of this pool."""
+    """Raise InputError where the selection was made of an older state of this pool; a uid list is of none."""
+    if chosen.listed is not None:
+        return
     known = dict(pool.identities)
     for part in pool.parts:
         if part.name in pool.unreadable and part.shard and (receipt := pool.shard_receipt(part.shard)):

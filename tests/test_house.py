@@ -27,7 +27,8 @@ FLOORS: Sequence[frozenset[str]] = (
     # from the ground up; a name is a module or a folder of `curate`
     frozenset({"curate", "disk", "errors", "progress", "scales", "uids"}),
     frozenset({"engines", "receipts", "shards", "vectors", "captions", "models", "assets"})
-    | {"model_names", "preprocess", "decoding", "arrays", "torch_file"},
+    | {"model_names", "preprocess", "decoding", "arrays", "torch_file"}
+    | {"uid_files", "uid_lists"},
     frozenset({"filter_api"}),
     frozenset({"recipe", "plugins", "runner", "pool", "fetch", "selection", "pixels"}),
     frozenset({"stages", "views"}),
