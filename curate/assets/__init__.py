@@ -28,16 +28,16 @@ def give(named: Mapping[str, Sequence[Path]]) -> None:
     Raises UnknownName for what is not published here, InputError for a file that cannot be read, or for several
     where one is wanted.
     """
-    checked = {
+    readable = {
         name: tuple(_readable(name, Path(p).expanduser()) for p in paths)
         for name, paths in named.items()
-        if _known(name)
+        if _known(name, "--asset")
     }
-    for name, paths in checked.items():
-        if len(paths) > 1 and _alone(REGISTRY[name]):
+    for name, paths in readable.items():
+        if len(paths) > 1 and REGISTRY[name].alone:
             raise InputError(f"--asset {name}", f"is one file ({len(paths)} given: {', '.join(map(str, paths))})")
     _given.clear()
-    _given.update(checked)
+    _given.update(readable)
     _asked.clear()
 
 
@@ -54,11 +54,9 @@ def find(name: str, variant: str | None = None) -> tuple[Path, str]:
     the published one or none is found and its host cannot be reached.
     """
     asset = REGISTRY[_known(name)]
-    if not _alone(asset):
+    if not asset.alone:
         raise ValueError(f"{name} is {len(asset.files)} files: find_all")
-    if asset.variants and variant not in asset.variants:
-        raise UnknownName(f"asset {name}", "variant", variant or "", asset.variants)
-    return _find(asset, [f for f in asset.files if not f.variant or f.variant == variant])[0]
+    return _find(asset, asset.of(variant))[0]
 
 
 def find_all(name: str) -> tuple[tuple[Path, str], ...]:
@@ -87,15 +85,10 @@ def _published(asset: Asset, file: PublishedFile) -> tuple[Path, str]:
     return path, checked(asset, file, path, remember=path.parent == cache)
 
 
-def _known(name: str) -> str:
+def _known(name: str, where: str = "asset") -> str:
     if name not in REGISTRY:
-        raise UnknownName("asset", "published asset", name, REGISTRY)
+        raise UnknownName(where, "published asset", name, REGISTRY, hint="curate assets lists them")
     return name
-
-
-def _alone(asset: Asset) -> bool:
-    """Whether a rule that asks for the asset gets one file."""
-    return len(asset.files) == 1 or bool(asset.variants)
 
 
 def _readable(name: str, path: Path) -> Path:

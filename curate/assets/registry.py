@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from curate.errors import UnknownName
+
 _MB = 1_000_000
 _DATACOMP = "https://github.com/sagadre/datacomp_baseline_assets/releases/download/v0.1.0-alpha/"
 _NSFW = "https://github.com/LAION-AI/CLIP-based-NSFW-Detector/raw/d6bb8fe31fd4aecbfed7dfb62df4fe5858bfc014/"
@@ -38,6 +40,18 @@ class Asset:
         """The names to choose among; none where all files belong together."""
         return tuple(f.variant for f in self.files if f.variant)
 
+    @property
+    def alone(self) -> bool:
+        """Whether whoever asks for it gets one file."""
+        return len(self.files) == 1 or bool(self.variants)
+
+    def of(self, variant: str | None) -> tuple[PublishedFile, ...]:
+        """The files of one variant; all, where there are none. Raises UnknownName for one that is not there."""
+        if self.variants and variant not in self.variants:
+            hint = f"name one, as in {self.name}:{self.variants[0]}"
+            raise UnknownName(f"asset {self.name}", "variant", variant or "", self.variants, hint=hint)
+        return tuple(f for f in self.files if not f.variant or f.variant == variant)
+
 
 def _datacomp(file: str, sha256: str, most: int, variant: str = "") -> PublishedFile:
     return PublishedFile(file, _DATACOMP + file, f"sha256:{sha256}", most, variant)
@@ -68,7 +82,7 @@ REGISTRY: dict[str, Asset] = {
                     _MB,
                 ),
             ),
-            "none stated",
+            "none known",
             "the ids of ImageNet-21k's 21,843 synsets, for DataComp's text-based filter",
         ),
         Asset(
@@ -98,7 +112,7 @@ REGISTRY: dict[str, Asset] = {
                     )
                 )
             ),
-            "none stated",
+            "none known",
             "CLIP ViT-L/14 embeddings of ImageNet-1k's training images, for DataComp's image-based filter",
         ),
         Asset(
@@ -112,7 +126,7 @@ REGISTRY: dict[str, Asset] = {
                     ("xlarge", "3f62e5f8ae3a715ce84e422846fcfce1536d184455ea234790c4a6465c4c6726"),
                 )
             ),
-            "none stated",
+            "none known",
             "100,000 k-means centroids of a scale's CLIP ViT-L/14 image embeddings, for the same filter",
         ),
         Asset(

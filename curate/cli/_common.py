@@ -38,6 +38,10 @@ DeviceOption = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+AssetOption = Annotated[
+    list[str] | None,
+    typer.Option("--asset", help="NAME=FILE: take this file for an asset (`curate assets`); repeat for more."),
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Start long work without asking.")]
 
 
@@ -53,6 +57,30 @@ def open_pool(given: Path | None, work: Path | None = None) -> Pool:
     set_ = os.environ.get("CURATE_WORK")
     there = work or (Path(set_) if set_ else None)
     return opened(pool_path(given), there.expanduser() if there else None)
+
+
+def take_assets(given: list[str] | None) -> None:
+    """Have the rules of this command read the files that `--asset` names.
+
+    Raises InputError for a name that no asset has, or a file that cannot be read.
+    """
+    from curate import assets
+
+    named: dict[str, list[Path]] = {}
+    for text in given or []:
+        name, _, file = text.partition("=")
+        if not (name and file):
+            raise InputError("--asset", f"wants NAME=FILE (found {text!r})", hint="--asset centroids=mine.npy")
+        named.setdefault(name, []).append(Path(file))
+    assets.give(named)
+
+
+def name_unread_assets() -> None:
+    """Warn of files that `--asset` named and no rule asked for."""
+    from curate import assets
+
+    for name in assets.not_asked_for():
+        logging.getLogger(__name__).warning("--asset %s: no rule of this command reads it", name)
 
 
 class _LogFile(logging.FileHandler):

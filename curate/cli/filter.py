@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curate.cli import _common as common
-from curate.cli._common import DeviceOption, JsonOption, PoolOption, WorkersOption, WorkOption, YesOption
+from curate.cli._common import (
+    AssetOption,
+    DeviceOption,
+    JsonOption,
+    PoolOption,
+    WorkersOption,
+    WorkOption,
+    YesOption,
+)
 from curate.errors import PartError
 
 if TYPE_CHECKING:
@@ -40,6 +48,7 @@ def filter_(
         str | None, typer.Option("--scale", help="Take this scale's pool before any rule: small, medium, ...")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Decides which samples are in the scale's pool.")] = 0,
+    asset: AssetOption = None,
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
     yes: YesOption = False,
@@ -61,6 +70,7 @@ def filter_(
     from curate.stages import filter as stage
     from curate.stages.needs import Means
 
+    common.take_assets(asset)
     chosen = recipes.compose(rule or [], recipe or [])
     opened = common.open_pool(pool, work)
     means = Means(device, common.workers(workers))
@@ -70,6 +80,7 @@ def filter_(
         return 0
     common.keep_log(opened.layout, "filter")
     outcome = stage.filter_pool(opened, request, allow=_allow(yes=yes, no_compute=no_compute))
+    common.name_unread_assets()
     _show(outcome, as_json)
     if outcome.failed_parts:
         first = next(iter(outcome.failed_parts.values()))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from curate.cli import _common as common
-from curate.cli._common import DeviceOption, JsonOption, PoolOption, WorkersOption, WorkOption
+from curate.cli._common import AssetOption, DeviceOption, JsonOption, PoolOption, WorkersOption, WorkOption
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +19,7 @@ def score(
     rule: Annotated[list[str], typer.Option("--rule", "-r", help="NAME or NAME:key=value; repeat for more.")],
     pool: PoolOption = None,
     work: WorkOption = None,
+    asset: AssetOption = None,
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
     as_json: JsonOption = False,
@@ -32,9 +33,11 @@ def score(
     from curate.stages.needs import Means
 
     opened = common.open_pool(pool, work)
+    common.take_assets(asset)
     chosen = recipes.compose(rule, [])
     common.keep_log(opened.layout, "score")
     summaries = stage.compute(opened, chosen, Means(device, common.workers(workers)))
+    common.name_unread_assets()
     if as_json:
         common.show_json({"scores": [{"stage": n, **dict(s.counts), "parts": s.parts} for n, s in summaries]})
     else:
