@@ -62,7 +62,9 @@ __all__ = [
     "asset",
     "assets",
     "chance",
+    "closest",
     "components",
+    "reached",
     "setting",
     "settings_of",
     "text_encoder",
@@ -141,6 +143,29 @@ def vectors_of(files: File | Sequence[File]) -> npt.NDArray[np.float32]:
     from curate import arrays
 
     return arrays.vectors([files.path] if isinstance(files, File) else [f.path for f in files])
+
+
+def closest(
+    table: npt.NDArray[np.float32], device: str = "cpu"
+) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.int64]]:
+    """A function from vectors (rows x dim) to the row of `table` with the largest inner product with each.
+
+    Nothing is normalised. As in exact arithmetic, on any device; of equal products the lowest row.
+    """
+    from curate.vectors import closest as search
+
+    return search.closest(table, device)
+
+
+def reached(files: Sequence[File], table: File) -> npt.NDArray[np.int64]:
+    """The rows of `table` that are closest, as `closest` says it, to a vector in one of `files`: ascending.
+
+    Worked out once for these contents, on a GPU where there is one, then kept beside the assets. Raises
+    InputError for files without vectors, or with vectors of another width.
+    """
+    from curate.vectors import reached as search
+
+    return search.reached([(f.path, f.sha256) for f in files], (table.path, table.sha256))
 
 
 def uid_list(file: File) -> UidList:

@@ -16,7 +16,7 @@ from curate.assets.fetch import fetch
 from curate.assets.registry import REGISTRY, Asset, PublishedFile
 from curate.errors import InputError, UnknownName, no_such
 
-__all__ = ["REGISTRY", "Asset", "PublishedFile", "find", "find_all", "give", "located", "not_asked_for"]
+__all__ = ["REGISTRY", "Asset", "PublishedFile", "cache", "find", "find_all", "give", "located", "not_asked_for"]
 
 _given: dict[str, tuple[Path, ...]] = {}
 _asked: set[str] = set()
@@ -80,9 +80,9 @@ def _find(asset: Asset, files: Sequence[PublishedFile]) -> tuple[tuple[Path, str
 
 
 def _published(asset: Asset, file: PublishedFile) -> tuple[Path, str]:
-    cache = _folders()[-1]
-    path = located(file) or fetch(asset, file, cache)
-    return path, checked(asset, file, path, remember=path.parent == cache)
+    folder = cache()
+    path = located(file) or fetch(asset, file, folder)
+    return path, checked(asset, file, path, remember=path.parent == folder)
 
 
 def _known(name: str, where: str = "asset") -> str:
@@ -107,5 +107,9 @@ def _readable(name: str, path: Path) -> Path:
 def _folders() -> list[Path]:
     """Where assets are looked for, in order; the last one is the cache."""
     given = os.environ.get("CURATE_ASSETS")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curate" / "assets"
-    return [*([Path(given).expanduser()] if given else []), cache]
+    return [*([Path(given).expanduser()] if given else []), cache()]
+
+
+def cache() -> Path:
+    """The folder that assets are fetched into."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curate" / "assets"
