@@ -22,6 +22,11 @@ MACHINE_SETTINGS = {"among": ("pool", "left"), "of": ("pool", "left")}
 _HINT = "a recipe is a .toml file, or the name of one that comes with curate"
 
 
+def label_of(name: str) -> str:
+    """What the rule of this name is called in results: its name, or the stem of its file."""
+    return Path(name).stem if name.endswith(".py") else name
+
+
 @dataclass(frozen=True)
 class Rule:
     """A filter with its settings."""
@@ -35,8 +40,8 @@ class Rule:
 
     @property
     def label(self) -> str:
-        """What the rule is called in results: its name, or the stem of its file."""
-        return Path(self.name).stem if self.name.endswith(".py") else self.name
+        """What the rule is called in results."""
+        return label_of(self.name)
 
     def describe(self) -> dict[str, Any]:
         """The rule as JSON values; files, a rule's own too, by their sha256."""
@@ -194,15 +199,20 @@ def parse_rule(text: str) -> Rule:
     Only the first colon and unquoted commas divide. Raises InputError naming what is wrong.
     """
     name, _, rest = text.partition(":")
-    values: dict[str, Any] = {}
-    for item in _split(rest):
+    return make_rule(name.strip(), _pairs(rest, f"--rule {text}", f"curate rules {name}"))
+
+
+def _pairs(text: str, where: str, hint: str) -> dict[str, str]:
+    """The settings of `key=value,key=value`. Raises InputError for what is none, and for a key given twice."""
+    values: dict[str, str] = {}
+    for item in _split(text):
         key, equals, value = item.partition("=")
         if not equals:
-            raise InputError(f"--rule {text}", f"{item!r} is not key=value", hint=f"curate rules {name}")
+            raise InputError(where, f"{item!r} is not key=value", hint=hint)
         if key.strip() in values:
-            raise InputError(f"--rule {text}", f"{key.strip()} is given twice", hint="a list is a+b")
+            raise InputError(where, f"{key.strip()} is given twice", hint="a list is a+b")
         values[key.strip()] = value.strip().strip('"')
-    return make_rule(name.strip(), values)
+    return values
 
 
 def _split(text: str) -> list[str]:
@@ -263,21 +273,27 @@ def _members(text: str) -> list[str]:
 # --- from TOML --------------------------------------------------------------------------------------------
 
 
-def read(name: str) -> Recipe:
-    """The recipe in a TOML file, or the shipped one of this name. Raises InputError naming file and entry."""
+def read(text: str) -> Recipe:
+    """The recipe in a TOML file, or the shipped one of this name, with the settings after its first colon.
+
+    `NAME:key=value` sets what the recipe's one rule with such a setting would else have, `NAME:rule.key=value`
+    that of the rule named. Raises InputError naming file and entry.
+    """
+    name, _, rest = (text, "", "") if text.endswith(".toml") else text.partition(":")
+    settings = _pairs(rest, f"--recipe {text}", f"curate filter --recipe {name}:KEY=VALUE")
     path = Path(name)
     if name.endswith(".toml") or path.is_file():
         try:
-            text = path.read_text(encoding="utf-8")
+            held = path.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise no_such(path, "recipe", like=lambda p: p.suffix == ".toml", hint=_HINT) from error
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(name, f"cannot be read ({error})") from error
-        return parse(text, name)
+        return parse(held, name, settings)
     known = shipped()
     if name not in known:
         raise UnknownName("--recipe", "recipe", name, known, hint=_HINT)
-    return parse(known[name].read_text(encoding="utf-8"), name)
+    return parse(known[name].read_text(encoding="utf-8"), name, settings)
 
 
 def shipped() -> dict[str, Path]:
@@ -286,8 +302,11 @@ def shipped() -> dict[str, Path]:
     return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.toml"))}
 
 
-def parse(text: str, where: str) -> Recipe:
-    """A recipe from TOML text: `[[rule]]` tables with `use = NAME` and settings, or `any`/`all`/`not` lists."""
+def parse(text: str, where: str, settings: Mapping[str, str] | None = None) -> Recipe:
+    """A recipe from TOML text: `[[rule]]` tables with `use = NAME` and settings, or `any`/`all`/`not` lists.
+
+    `settings` take the place of the rules' own.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -304,6 +323,8 @@ def parse(text: str, where: str) -> Recipe:
     entries = raw.get("rule", [])
     if not isinstance(entries, list) or not entries:
         raise InputError(where, "has no [[rule]]")
+    for key, value in (settings or {}).items():
+        _set(entries, key, value, where)
     steps = tuple(_step(e, f"{where}, rule {i}") for i, e in enumerate(entries, 1))
     keep = raw.get("keep_same_uid", False)
     if not isinstance(keep, bool):
@@ -329,6 +350,42 @@ def _step(entry: Any, where: str) -> Step:
         return make_rule(str(entry["use"]), {k: v for k, v in entry.items() if k != "use"})
     except InputError as error:
         raise InputError(where, str(error), hint=error.hint) from error
+
+
+def _set(entries: Sequence[Any], key: str, value: str, where: str) -> None:
+    """Give the one rule among `entries` that has the setting `key`, or `RULE.KEY`, this value."""
+    held = [(label_of(str(e["use"])), _settable(str(e["use"])), e) for e in _uses(entries)]
+    rule, _, own = key.rpartition(".")
+    found = [(label, entry) for label, keys, entry in held if own in keys and rule in ("", label)]
+    if not found:
+        named = any(label == rule for label, *_ in held)
+        known = {k if not rule else f"{label}.{k}" for label, keys, _ in held for k in keys}
+        known = {k for k in known if not named or k.startswith(f"{rule}.")}
+        raise UnknownName(f"--recipe {where}", "setting", key, known)
+    if len(found) > 1:
+        labels = list(dict.fromkeys(label for label, _ in found))
+        hint = f"write {' or '.join(f'{label}.{own}=' for label in labels)}"
+        if len(labels) == 1:
+            hint = "copy the recipe to a TOML file of your own, and set it there"
+        raise InputError(f"--recipe {where}", f"several rules have {own} ({', '.join(labels)})", hint=hint)
+    found[0][1][own] = value
+
+
+def _uses(entries: Any) -> Iterator[dict[str, Any]]:
+    """The entries that name a rule, inside groups too."""
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and "use" in entry:
+            yield entry
+        elif isinstance(entry, dict):
+            for how in GROUPS:
+                yield from _uses(entry.get(how))
+
+
+def _settable(name: str) -> set[str]:
+    """What can be set of a rule; of a judge also what the machine carries out."""
+    filter_ = plugins.load(name)
+    machine = MACHINE_SETTINGS if issubclass(filter_, Judge) else ()
+    return {s.name for s in plugins.settings(filter_)} | set(machine)
 
 
 def checked(recipe: Recipe, where: str) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _DEFAULT_TOP = 0.3
+_LOG = logging.getLogger("curate.filter")
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class ClipScore(Judge):
     `top=f` keeps exactly floor(f * N) samples, ties by lowest uid; N counts samples without a score too.
     `min=c` keeps a cosine of at least c. Neither: top=0.3, the best single rule of DataComp (arXiv
     2304.14108) with ViT-L-14/openai. LAION used min=0.3 (400M) and min=0.28 (2B-en) with ViT-B-32/openai.
-    `ties=datacomp` cuts as DataComp's code does: at the value of rank floor(f * N) counted from 0, with all
-    that equal it, so at least one more; where fewer samples have a score, all of these stay.
+    `ties=datacomp` cuts as DataComp's code does: at the value of rank int(f * N) counted from 0, with all that
+    equal it, so at least one more. Samples without a score rank last: if the rank falls on one of them, the cut
+    is NaN there and none is kept. Its code fails at top=1, where no sample has the rank: all with a score stay.
     """
 
     reasons: ClassVar[Mapping[str, str]] = {
@@ -67,16 +70,38 @@ class ClipScore(Judge):
 
         similarity = pl.col("similarity")
         if self.min is not None:
-            return {"below_min": similarity >= pl.lit(self.min, pl.Float32)}
+            # a bare number takes the column's own type, single or double, as in pandas
+            return {"below_min": similarity >= pl.lit(self.min)}
         top = _DEFAULT_TOP if self.top is None else self.top
         if self.ties == "datacomp":
-            # their arithmetic, rounding included: int(len * fraction) in floating point
-            cut = pool.nth_largest(similarity, int(pool.n * top))
-            # no value has that rank: nothing is below the cut, and a null stays null
-            return {"below_top": similarity >= pl.lit(-2.0 if cut is None else cut, pl.Float32)}
+            return {"below_top": self._datacomp(pool, similarity, top)}
         # a fraction means the decimal that was written: floor(0.29 * 100) is 29, not 28
         n = int(Fraction(str(top)) * pool.n)
         return {"below_top": pool.top(similarity, n)}
+
+    def _datacomp(self, pool: Figures, similarity: pl.Expr, top: float) -> pl.Expr:
+        import polars as pl
+
+        rank = int(pool.n * top)  # their arithmetic, rounding included
+        known = pl.when(similarity.is_not_null())
+        if rank >= pool.n:
+            _LOG.warning(
+                "rule clipscore: with top=%s and ties=datacomp no sample has the rank of the cut, and DataComp's "
+                "code ends with an IndexError; all that have a score are kept",
+                top,
+            )
+            return known.then(True)
+        cut = pool.nth_largest(similarity, rank)
+        if cut is None:
+            _LOG.warning(
+                "rule clipscore: the rank of the cut, %s of %s, falls on samples without a score; as in DataComp's "
+                "code, the cut is NaN and none is kept",
+                f"{rank:,}",
+                f"{pool.n:,}",
+            )
+            return known.then(False)
+        # exact in single and in double precision, and where parts have one or the other
+        return similarity.cast(pl.Float64) >= pl.lit(cut, pl.Float64)
 
     def values(self) -> dict[str, pl.Expr]:
         import polars as pl

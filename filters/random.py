@@ -51,6 +51,8 @@ class Random(Sampler):
         else:
             # a fraction means the decimal that was written: floor(0.29 * 100) is 29, not 28
             wanted = int(Fraction(str(self.fraction)) * (left.n if self.of == "left" else left.pool_n))
+        if wanted >= left.n:
+            return Draw(np.ones(left.n, np.uint16), "not_drawn")
         copies = np.zeros(left.n, np.uint16)
         copies[np.argsort(left.chance(self.seed), kind="stable")[:wanted]] = 1
         return Draw(copies, "not_drawn")
