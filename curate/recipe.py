@@ -134,6 +134,8 @@ class Recipe:
     steps: tuple[Step, ...]
     keep_same_uid: bool = False
     """Whether further rows with one uid are kept, as DataComp does, instead of dropped as `same_uid`."""
+    name: str = ""
+    """What was asked for with `--recipe`, where that is all of it. Says nothing of what is done."""
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
@@ -399,4 +401,5 @@ def compose(rules: Sequence[str], recipes: Sequence[str]) -> Recipe:
     """One recipe of shipped or written recipes, then `--rule` texts, in that order."""
     parts = [read(r) for r in recipes]
     steps = tuple(s for r in parts for s in r.steps) + tuple(parse_rule(r) for r in rules)
-    return checked(Recipe(steps, any(r.keep_same_uid for r in parts)), "curate filter")
+    name = recipes[0] if len(recipes) == 1 and not rules else ""
+    return checked(Recipe(steps, any(r.keep_same_uid for r in parts), name), "curate filter")

@@ -251,6 +251,7 @@ def _make(
         "format": receipts.FORMAT,
         "name": name,
         "recipe": recipe.describe(),
+        "recipe_name": recipe.name,
         "rules": [s.text for s in recipe],
         "sentences": _sentences(recipe, decisions),
         "scale": request.scale,
