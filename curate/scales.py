@@ -6,11 +6,12 @@ A scale says nothing of what to keep: the samples seen stay the same however sma
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from curate.errors import UnknownName
+from curate.errors import InputError, UnknownName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +47,16 @@ class Scale:
     def steps(self) -> int:
         """Optimiser steps, rounded up."""
         return -(-self.samples_seen // self.batch)
+
+    @property
+    def samples_per_checkpoint(self) -> int:
+        """Samples seen from one checkpoint to the next; open_clip calls that an epoch."""
+        return self.samples_seen // CHECKPOINTS
+
+    @property
+    def experiment(self) -> str:
+        """What train.py calls a run; without a name open_clip finds nothing to resume."""
+        return f"{self.name}_scale"
 
     def repeats(self, kept: int) -> float:
         """How often the training sees each of `kept` samples, on average."""
@@ -112,14 +123,18 @@ def scale_pool(pairs: npt.NDArray[np.void], scale: Scale, seed: int) -> npt.NDAr
     return np.asarray(ranks <= limit)
 
 
-def training_command(scale: Scale, shards: str) -> str:
-    """The open_clip command that trains as DataComp does at this scale, on `shards` (a brace pattern).
+def training_command(scale: Scale, patterns: str | Sequence[str], weights: Sequence[float] | None = None) -> str:
+    """The open_clip command that trains as DataComp's train.py does at this scale.
 
-    The per-device batch is left to the shell: set GPUS to the number of devices.
+    `patterns` are brace patterns of shards, one for each source; `weights` how often each source is drawn from,
+    relative to the others for a sample of the same shards (None: alike). The per-device batch is left to the
+    shell: set GPUS to the number of devices.
     """
+    sources = [patterns] if isinstance(patterns, str) else list(patterns)
     options: list[tuple[str, object]] = [
-        ("--train-data", f"'{shards}'"),
-        ("--train-num-samples", scale.samples_seen // CHECKPOINTS),
+        ("--train-data", shlex.quote("::".join(sources))),
+        *_weighted("--train-data-upsampling-factors", sources, weights),
+        ("--train-num-samples", scale.samples_per_checkpoint),
         ("--epochs", CHECKPOINTS),
         ("--dataset-type", "webdataset"),
         ("--model", scale.model),
@@ -129,6 +144,9 @@ def training_command(scale: Scale, shards: str) -> str:
         ("--precision", scale.precision),
         ("--workers", 4),
         ("--seed", 0),
+        ("--save-frequency", 0),
+        ("--log-every-n-steps", 100),
+        ("--name", scale.experiment),
     ]
     if scale.beta2 is not None:
         options.append(("--beta2", scale.beta2))
@@ -137,3 +155,31 @@ def training_command(scale: Scale, shards: str) -> str:
     lines = ["GPUS=8; torchrun --nproc_per_node $GPUS -m open_clip_train.main"]
     lines += [f"  {name} {value}" for name, value in options] + [f"  {' '.join(flags)}"]
     return " \\\n".join(lines)
+
+
+def datacomp_command(scale: Scale, folders: str | Sequence[str], weights: Sequence[float] | None = None) -> str:
+    """The line that trains with DataComp's train.py on these folders (or tars); `weights` as in `training_command`.
+
+    At xlarge it says the precision, which train.py leaves at plain `amp`.
+    """
+    sources = [folders] if isinstance(folders, str) else list(folders)
+    options = [
+        ("--scale", scale.name),
+        ("--data_dir", shlex.quote("::".join(sources))),
+        *_weighted("--data_weights", sources, weights),
+        ("--output_dir", "logs"),
+        ("--exp_name", scale.experiment),
+    ]
+    if scale.precision != Scale.precision:
+        options.append(("--precision", scale.precision))
+    return "torchrun --nproc_per_node 8 train.py " + " ".join(f"{name} {value}" for name, value in options)
+
+
+def _weighted(option: str, sources: Sequence[str], weights: Sequence[float] | None) -> list[tuple[str, str]]:
+    """The option that weighs sources, if they are weighed. Raises InputError where the weights are not theirs."""
+    if weights is None:
+        return []
+    if len(weights) != len(sources) or not all(0 < w < float("inf") for w in weights):
+        found = ", ".join(f"{w:g}" for w in weights)
+        raise InputError("weights", f"must be one above 0 for each of {len(sources)} sources (found {found})")
+    return [(option, "::".join(f"{w:.12g}" for w in weights))]

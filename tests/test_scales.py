@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from curate.errors import UnknownName
-from curate.scales import SCALES, scale, scale_pool, scale_ranks, training_command
+from curate.errors import InputError, UnknownName
+from curate.scales import CHECKPOINTS, SCALES, datacomp_command, scale, scale_pool, scale_ranks, training_command
 from curate.uids import UID_DTYPE, to_hex
 
 
@@ -80,19 +82,56 @@ def test_rows_of_one_uid_stand_or_fall_together() -> None:
     assert mask.sum() == 12
 
 
-@pytest.mark.parametrize("name", SCALES)
-def test_training_command_is_what_open_clip_parses(name: str) -> None:
-    import shlex
+# --- the commands -----------------------------------------------------------------------------------------
 
+
+def parsed(command: str) -> Any:
+    """What open_clip understands of a training command."""
     from open_clip_train.params import parse_args
 
+    words = shlex.split(command.replace("\\\n", " ").replace("$((", "").replace(" / GPUS))", ""))
+    return parse_args(words[words.index("open_clip_train.main") + 1 :])
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_open_clip_is_told_what_datacomps_train_py_tells_it(name: str) -> None:
     chosen = scale(name)
-    command = training_command(chosen, "shards/{00000000..00000003}.tar")
-    words = shlex.split(command.replace("\\\n", " ").replace(f"$(({chosen.batch} / GPUS))", str(chosen.batch)))
-    args = parse_args(words[words.index("open_clip_train.main") + 1 :])
+    args = parsed(training_command(chosen, "shards/{00000000..00000003}.tar"))
     assert args.train_data == "shards/{00000000..00000003}.tar"
-    assert args.train_num_samples * args.epochs == chosen.samples_seen
+    assert args.train_num_samples == chosen.samples_per_checkpoint == chosen.samples_seen / CHECKPOINTS
+    assert (args.epochs, args.dataset_type) == (5, "webdataset")
     assert (args.batch_size, args.lr, args.warmup) == (chosen.batch, chosen.learning_rate, chosen.warmup)
-    assert (args.model, args.dataset_resampled, args.resume) == (chosen.model, True, "latest")
-    if chosen.beta2:
-        assert args.beta2 == chosen.beta2
+    assert (args.model, args.precision, args.seed, args.workers) == (chosen.model, chosen.precision, 0, 4)
+    assert args.beta2 == (chosen.beta2 or 0.98)  # what open_clip takes for a ViT
+    assert args.dataset_resampled
+    assert args.local_loss
+    assert args.gather_with_grad
+    assert args.grad_checkpointing
+    assert args.ddp_static_graph
+    assert (args.save_most_recent, args.save_frequency, args.accum_freq) == (True, 0, 1)
+    assert (args.resume, args.name, args.log_every_n_steps) == ("latest", f"{name}_scale", 100)
+    assert (args.train_data_upsampling_factors, args.grad_clip_norm, args.imagenet_val) == (None, None, None)
+
+
+def test_precision_is_datacomps_but_at_xlarge() -> None:
+    assert {name: s.precision for name, s in SCALES.items() if s.precision != "amp"} == {"xlarge": "amp_bfloat16"}
+    assert datacomp_command(scale("xlarge"), "subset").endswith("--precision amp_bfloat16")
+    assert "--precision" not in datacomp_command(scale("large"), "subset")
+
+
+def test_sources_have_weights() -> None:
+    patterns = ["a/{0..3}.tar", "it's b/{0..1}.tar"]
+    args = parsed(training_command(scale("small"), patterns, [1, 0.25]))
+    assert args.train_data == "a/{0..3}.tar::it's b/{0..1}.tar"
+    assert args.train_data_upsampling_factors == "1::0.25"
+    words = shlex.split(datacomp_command(scale("small"), ["one", "the other"], [1 / 3, 2]))
+    assert words[words.index("--data_dir") + 1] == "one::the other"
+    assert words[words.index("--data_weights") + 1] == "0.333333333333::2"
+    assert "--data_weights" not in datacomp_command(scale("small"), ["a", "b"])
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -2.0], [1.0, float("nan")], [1.0, float("inf")], []])
+def test_weights_are_one_for_each_source(weights: list[float]) -> None:
+    with pytest.raises(InputError, match="must be one above 0 for each of 2 sources") as e:
+        training_command(scale("small"), ["a.tar", "b.tar"], weights)
+    assert e.value.exit_code == 2

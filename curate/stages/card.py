@@ -7,10 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from curate.scales import Scale, training_command
+from curate.baselines import RECIPES, SOURCE, URL, nearest
+from curate.scales import Scale, datacomp_command, training_command
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGER = ((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"))
+
+SAME = frozenset({"scale", "language_model", "synsets", "wordnet"})
+"""Settings of a recipe that say where its published files are, and leave it what it is."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,16 @@ class Facts:
     missing: Mapping[str, int]
     pattern: str
     """The new shards as a brace pattern, relative to the card."""
+    recipe_name: str = ""
+    """What the selection was asked for with `--recipe`."""
+    virtual: bool = False
+    """Whether the shards are an index of the pool's own tars."""
+
+    @property
+    def share(self) -> float:
+        """The part of the pool, as far as the scale takes it, that was selected."""
+        size = self.scale.pool_size or self.pool_samples
+        return (self.selected - self.outside) / max(min(self.pool_samples, size), 1)
 
 
 def card(facts: Facts) -> str:
@@ -71,12 +85,15 @@ def card(facts: Facts) -> str:
             _table(("cause", "samples"), facts.missing.items()),
             "\nTheir uids and causes are in `missing.parquet`.\n",
         ]
+    times = _number(repeats)
     pieces += [
         "## Training\n",
         f"The scale `{scale.name}` sees {scale.samples_seen:,} samples, so each of these about "
-        f"{_number(repeats)} times. With open_clip, in this folder:\n",
+        f"{times} {'time' if times == '1' else 'times'}. With open_clip, in this folder:\n",
         "```bash\n" + training_command(scale, facts.pattern) + "\n```\n",
-        f"With DataComp's scripts: `train.py --scale {scale.name} --data_dir` this folder.\n",
+        "With DataComp's scripts:\n",
+        "```bash\n" + datacomp_command(scale, facts.pattern if facts.virtual else ".") + "\n```\n",
+        *_published(facts),
         "## Licence\n",
         "The list of URLs and captions is under its publisher's licence. Each image stays under its own: what its "
         "owner permits was not checked.\n",
@@ -95,6 +112,36 @@ def _front(facts: Facts) -> str:
         "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: shards/*.tar",
     ]
     return "---\n" + "\n".join(lines) + "\n---\n"
+
+
+def _published(facts: Facts) -> list[str]:
+    """What the nearest of DataComp's baselines reached, with the source."""
+    found = nearest(facts.scale.name, _baseline(facts.recipe_name), facts.share)
+    if found is None:
+        return []
+    model, smaller = found.baseline, facts.pool_samples < (facts.scale.pool_size or 0)
+    return [
+        "## Published scores\n",
+        f"The nearest of DataComp's baselines at `{model.scale}` is `{RECIPES}{model.recipe}`: {found.by}. "
+        f"Trained on it, `{model.model}` reaches\n",
+        "| zero-shot | score |\n| --- | ---: |\n"
+        f"| ImageNet-1k, accuracy | {model.imagenet:.4f} |\n"
+        f"| average over DataComp's 38 data sets | {model.average:.4f} |\n",
+        f"Source: [{SOURCE}]({URL}). They are the scores of that training, no forecast for this one"
+        + (
+            f": its pool had {facts.scale.pool_size:,} samples, this one has {facts.pool_samples:,}."
+            if smaller
+            else "."
+        )
+        + "\n",
+    ]
+
+
+def _baseline(asked: str) -> str:
+    """The shipped recipe in what was asked for with `--recipe`; nothing where settings make another of it."""
+    name, _, settings = asked.partition(":")
+    keys = {setting.partition("=")[0].rpartition(".")[2] for setting in settings.split(",") if setting}
+    return name if keys <= SAME else ""
 
 
 def _line(entry: Mapping[str, Any]) -> tuple[Any, ...]:
