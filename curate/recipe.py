@@ -278,8 +278,8 @@ def _members(text: str) -> list[str]:
 def read(text: str) -> Recipe:
     """The recipe in a TOML file, or the shipped one of this name, with the settings after its first colon.
 
-    `NAME:key=value` sets what the recipe's one rule with such a setting would else have, `NAME:rule.key=value`
-    that of the rule named. Raises InputError naming file and entry.
+    `NAME:key=value` goes to the rule that has this setting, `NAME:rule.key=value` to that of the rule named.
+    Raises InputError naming file and entry.
     """
     name, _, rest = (text, "", "") if text.endswith(".toml") else text.partition(":")
     settings = _pairs(rest, f"--recipe {text}", f"curate filter --recipe {name}:KEY=VALUE")
@@ -355,7 +355,10 @@ def _step(entry: Any, where: str) -> Step:
 
 
 def _set(entries: Sequence[Any], key: str, value: str, where: str) -> None:
-    """Give the one rule among `entries` that has the setting `key`, or `RULE.KEY`, this value."""
+    """Give the one rule among `entries` that has the setting `key`, or `RULE.KEY`, this value.
+
+    Where several have it, the one for which the recipe itself sets it.
+    """
     held = [(label_of(str(e["use"])), _settable(str(e["use"])), e) for e in _uses(entries)]
     rule, _, own = key.rpartition(".")
     found = [(label, entry) for label, keys, entry in held if own in keys and rule in ("", label)]
@@ -364,6 +367,7 @@ def _set(entries: Sequence[Any], key: str, value: str, where: str) -> None:
         known = {k if not rule else f"{label}.{k}" for label, keys, _ in held for k in keys}
         known = {k for k in known if not named or k.startswith(f"{rule}.")}
         raise UnknownName(f"--recipe {where}", "setting", key, known)
+    found = [(label, entry) for label, entry in found if own in entry] or found
     if len(found) > 1:
         labels = list(dict.fromkeys(label for label, _ in found))
         hint = f"write {' or '.join(f'{label}.{own}=' for label in labels)}"
