@@ -30,8 +30,12 @@ __all__ = ["Part", "Pool", "Shard", "open_pool"]
 
 log = logging.getLogger("curate.pool")
 
-TEXTS = frozenset({"url", "caption"})
+TEXTS = frozenset({"uid", "url", "caption"})
 """Columns that are text whatever type a file gives them."""
+NUMBERS = frozenset({"width", "height", "original_width", "original_height"}) | {
+    names.similarity for names in PUBLISHED.values()
+}
+"""Columns that are numbers, of any width; of a file that has something else there nothing is judged."""
 FAILED = "error_code"
 """The column of every table that says why a sample could not be had."""
 
@@ -112,18 +116,32 @@ class Pool:
         return sum(self.rows.values())
 
     @cached_property
-    def columns(self) -> frozenset[str]:
-        """The names of all columns that some part has, the machine's name for each."""
-        found: set[str] = set()
+    def _kinds(self) -> dict[str, pa.DataType]:
+        """The machine's name of each column that some part has, to the type of the first that says one."""
+        import pyarrow as pa
+
+        found: dict[str, pa.DataType] = {}
         for part in self.parts:
             if part.name in self.rows:
-                found |= machine_names(self._file_columns(part)).keys()
-        return frozenset(found)
+                kinds = self._file_kinds(part)
+                for name, column in machine_names(kinds).items():
+                    if pa.types.is_null(found.get(name, pa.null())):
+                        found[name] = kinds[column]
+        return found
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """The names of all columns that some part has, the machine's name for each."""
+        return frozenset(self._kinds)
+
+    def without(self, name: str) -> list[str]:
+        """The readable parts that have no such column."""
+        there = (p for p in self.parts if p.name in self.rows)
+        return [p.name for p in there if column_in(self._file_kinds(p), name) is None]
 
     def covered_by(self, name: str) -> bool:
         """Whether every readable part has this column."""
-        there = (column_in(self._file_columns(p), name) for p in self.parts if p.name in self.rows)
-        return all(column is not None for column in there)
+        return not self.without(name)
 
     @cached_property
     def shard_columns(self) -> frozenset[str]:
@@ -146,44 +164,55 @@ class Pool:
         """What the shards' tables call the column that the machine calls `name`."""
         return self._shard_names[name]
 
-    def _file_columns(self, part: Part) -> set[str]:
+    def _file_kinds(self, part: Part) -> dict[str, pa.DataType]:
+        """The columns of a part's files under the names that these give them, to their types."""
+        import pyarrow as pa
+
         known = self._footers.get(part.name) if part.shard is None or not self.joined else None
         footer = _footer(part.path) if known is None else known
         if isinstance(footer, PartError):
             raise footer
-        names = set(footer.schema.to_arrow_schema().names)
-        return names | {"uid"} if part.uids else names
+        schema = footer.schema.to_arrow_schema()
+        kinds = dict(zip(schema.names, schema.types, strict=True))
+        return kinds | {"uid": pa.string()} if part.uids else kinds
 
     def scan(self, part: Part, columns: Sequence[str], *, optional: Iterable[str] = ()) -> pl.LazyFrame:
         """The named columns of one part under the machine's names, NaN as null, in the part's order.
 
-        Raises InputError for a column that no part has; one that only this part lacks is all null.
+        Raises InputError for a column that no part has, PartError for one that holds something else than its
+        name says; one that only this part lacks is all null.
         """
         import polars as pl
 
-        there = self._file_columns(part)
+        kinds = self._file_kinds(part)
         maybe = set(optional)
         chosen = []
         for name in columns:
-            source = column_in(there, name)
-            if source is None:
+            source = column_in(kinds, name)
+            if source is not None:
+                chosen.append(_column(part, name, source, kinds[source]).alias(name))
+            else:
                 if name not in maybe:
                     self.need_column(name, str(self.layout.root))
-                chosen.append(pl.lit(None, dtype=pl.String if name in TEXTS else None).alias(name))
-            else:
-                chosen.append(pl.col(source).alias(name))
+                chosen.append(pl.lit(None, dtype=self._null_kind(name)).alias(name))
         frame = pl.scan_parquet(part.path, glob=False)
         if part.uids:
             frame = pl.concat([frame, pl.scan_parquet(part.uids, glob=False)], how="horizontal")
-        if TEXTS & set(columns):
-            kinds = frame.collect_schema()
-            for place, name in enumerate(columns):
-                source = column_in(there, name)
-                if name in TEXTS and source is not None:
-                    chosen[place] = _text(source, kinds[source]).alias(name)
         floats = pl.selectors.float()
         # with_columns before select: a select of nothing but nulls would be one row
         return frame.with_columns(chosen).select(columns).with_columns(floats.fill_nan(None))
+
+    def _null_kind(self, name: str) -> pl.DataType | None:
+        """The type of a column where it is missing: as in the parts that have it, for rules count on one."""
+        import polars as pl
+        import pyarrow as pa
+
+        kind = self._kinds.get(name)
+        if name in TEXTS or _is_text(kind):
+            return pl.String()
+        if kind is None or (name in NUMBERS and not _is_number(kind)):
+            return None
+        return pl.DataFrame(pa.schema([(name, kind)]).empty_table()).dtypes[0]
 
     def need_column(self, name: str, where: str) -> None:
         """Raise InputError, naming the columns that are there, unless some part has this one."""
@@ -206,7 +235,7 @@ class Pool:
         # of a pool with metadata a shard is no part; one part still tells which kind of pool it is
         known["parts"] = [p for p in self.parts if p == part] or self.parts[:1]
         known["_footers"] = {p.name: self._footers[p.name] for p in one.parts}
-        known["columns"] = self.columns
+        known["_kinds"], known["columns"] = self._kinds, self.columns
         for name in ("_shard_names", "shard_columns", "embedded", "published"):
             if name in vars(self):
                 known[name] = vars(self)[name]
@@ -232,7 +261,8 @@ class Pool:
         path = part.uids or part.path
         name = column_in(_footer(path).schema.to_arrow_schema().names, "uid")
         if name is None:
-            raise PartError(str(path), "has no column 'uid'")
+            hint = "other files of this pool have uids: bring this one again, or take it out of the pool"
+            raise PartError(str(path), "has no column 'uid'", hint=hint)
         frame = pl.scan_parquet(path, glob=False).select(pl.col(name).cast(pl.String))
         with reading(frame, part):
             # polars decodes strings several times as fast as pyarrow
@@ -258,7 +288,11 @@ class Pool:
 
     def identity(self) -> str:
         """What the whole pool is known by: changes when a part is added, taken away or changed."""
-        return receipts.digest(self.identities)
+        return self.identity_of(self.identities)
+
+    def identity_of(self, identities: Mapping[str, str]) -> str:
+        """What the whole pool would be known by, if its parts were known by these."""
+        return receipts.digest(identities)
 
     def shard_receipt(self, shard: Shard) -> receipts.Receipt | None:
         """The receipt that stands for a shard: its download's, or its adoption's where it is foreign."""
@@ -293,38 +327,49 @@ class Pool:
         return found
 
     @cached_property
+    def widths(self) -> dict[tuple[str, str, str], tuple[Path, int]]:
+        """Of each kind of vectors read so far the first file, and how many numbers a vector has there."""
+        return {}
+
+    @cached_property
     def models(self) -> tuple[str, ...]:
         """The models whose similarities or vectors this pool has, published ones first."""
         published = [
             model
             for model, names in PUBLISHED.items()
-            if names.similarity in self.columns or self._published_vectors(model)
+            if names.similarity in self.columns or self._with_arrays(names.image)
         ]
         return tuple(dict.fromkeys([*published, *self.embedded]))
 
     @cached_property
-    def published(self) -> frozenset[str]:
-        """The models whose image and text vectors every part has published."""
+    def _arrays(self) -> dict[str, set[str]]:
+        """The arrays of each part's npz; none for one that cannot be read. Parts without one are left out."""
         from curate.pool import npz
 
-        if not all(part.npz for part in self.parts):
-            return frozenset()
-        try:
-            there = [set(npz.names(part.npz)) for part in self.parts if part.npz]
-        except PartError:
-            return frozenset()  # `lacking` and `models` tell of it
-        return frozenset(m for m, n in PUBLISHED.items() if there and all({n.image, n.text} <= t for t in there))
-
-    def _published_vectors(self, model: str) -> bool:
-        from curate.pool import npz
-
+        found: dict[str, set[str]] = {}
         for part in self.parts:
             if part.npz:
                 try:
-                    return PUBLISHED[model].image in npz.names(part.npz)
-                except PartError as error:
-                    log.warning("%s; its vectors are not read", error)
-        return False
+                    found[part.name] = set(npz.names(part.npz))
+                except PartError:
+                    found[part.name] = set()  # who reads its vectors names it
+        return found
+
+    def _with_arrays(self, *names: str) -> int:
+        """How many parts have all these arrays."""
+        return sum(there.issuperset(names) for there in self._arrays.values())
+
+    @cached_property
+    def published(self) -> frozenset[str]:
+        """The models whose image and text vectors are published for every part.
+
+        An npz that is there but is broken or lacks them costs its part alone, unless the model's vectors were
+        also made here, which then are those that are read.
+        """
+        if not self.parts or len(self._arrays) < len(self.parts):
+            return frozenset()
+        having = {model: self._with_arrays(n.image, n.text) for model, n in PUBLISHED.items()}
+        return frozenset(m for m, n in having.items() if n == len(self.parts) or (n and m not in self.embedded))
 
 
 def open_pool(path: str | Path, work: str | Path | None = None) -> Pool:
@@ -356,13 +401,44 @@ def reading(frame: pl.LazyFrame, part: Part) -> Iterator[None]:
         raise
 
 
-def _text(column: str, kind: pl.DataType) -> pl.Expr:
-    """A column of other people's as text: what is no text, or not UTF-8, is null."""
+def _column(part: Part, name: str, source: str, kind: pa.DataType) -> pl.Expr:
+    """A column of other people's as what the machine's name for it promises."""
     import polars as pl
 
-    if kind == pl.Binary:
+    if name in TEXTS:
+        text = _text(source, kind)
+        return text.str.to_lowercase() if name == "uid" else text
+    if name in NUMBERS and not _is_number(kind):
+        what = f"column {source!r} holds {kind} where numbers are wanted"
+        raise PartError(str(part.path), what, hint="write it again as whole numbers or floats")
+    return pl.col(source).cast(pl.String) if _is_text(kind) else pl.col(source)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    import pyarrow.types as kinds
+
+    return bool(kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind) or kinds.is_null(kind))
+
+
+def _is_text(kind: pa.DataType | None) -> bool:
+    """Whether it is text, also where a file lists each word once and numbers them."""
+    import pyarrow.types as kinds
+
+    if kind is not None and kinds.is_dictionary(kind):
+        kind = kind.value_type
+    return kind is not None and bool(
+        kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
+    )
+
+
+def _text(column: str, kind: pa.DataType) -> pl.Expr:
+    """A column of other people's as text: what is no text, or not UTF-8, is null."""
+    import polars as pl
+    import pyarrow.types as kinds
+
+    if kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_fixed_size_binary(kind):
         return pl.col(column).map_batches(_decoded, return_dtype=pl.String)
-    if kind.is_nested() or kind == pl.Object:
+    if kinds.is_nested(kind):
         return pl.lit(None, dtype=pl.String)
     return pl.col(column).cast(pl.String)
 

@@ -55,8 +55,15 @@ class VectorSource:
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
                 raise PartError(str(path), f"cannot be read ({error})", hint=self._remedy()) from error
-        if array.ndim != 2 or array.dtype.kind != "f":
-            raise PartError(str(path), f"is not a matrix of floats ({array.dtype}, shape {array.shape})")
+        if array.ndim != 2 or array.dtype not in (np.float16, np.float32):
+            what = f"{self.side} vectors of {self.model} are no matrix of float16 or float32"
+            raise PartError(str(path), f"{what} ({array.dtype}, shape {array.shape})", hint=self._remedy())
+        first, width = self.pool.widths.setdefault((self.model, self.side, self.kind), (path, array.shape[1]))
+        if array.shape[1] != width:
+            what = (
+                f"{self.side} vectors of {self.model} have {array.shape[1]:,} numbers where {first} has {width:,}"
+            )
+            raise PartError(str(path), what, hint=self._remedy())
         return array
 
     def codes(self, part: str) -> pl.Series:
@@ -97,6 +104,8 @@ class VectorSource:
         return found
 
     def _remedy(self) -> str:
+        if self.kind == "published":
+            return "bring this npz again (DataComp's: curate download --scale SCALE --metadata-only --embeddings)"
         return f"curate embed --pool {self.pool.layout.root} --model {self.model}"
 
 
