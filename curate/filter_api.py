@@ -170,10 +170,10 @@ def reached(files: Sequence[File], table: File) -> npt.NDArray[np.int64]:
 
 def uid_list(file: File) -> UidList:
     """The uid list in a file (.npy, .bin, .memmap, .parquet, .txt), sorted; a uid that stands n times is wanted n
-    times. Raises InputError for a file that holds none; says so where it was not in order or has copies."""
+    times. Raises InputError for a file that holds none; says so where it was not in order."""
     from curate import uid_lists
 
-    return uid_lists.read(file.path).said()
+    return uid_lists.read(file.path).said(copies=False)
 
 
 def text_encoder(model: str, device: str = "cpu") -> Callable[[Sequence[str]], npt.NDArray[np.float32]]:

@@ -12,10 +12,11 @@ import importlib.util
 import inspect
 import pickle
 import sys
+import threading
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import MISSING, dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -113,13 +114,37 @@ def _only_filter(module: types.ModuleType, path: str) -> type[Filter]:
 def blamed(name: str, kind: type[CurateError]) -> Iterator[None]:
     """An exception of a plug-in inside becomes `kind`, naming the plug-in; what it prints goes to stderr."""
     try:
-        with redirect_stdout(sys.stderr):
+        with _stdout_to_stderr:
             yield
     except CurateError:
         raise
     except (Exception, SystemExit) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise kind(f"rule {name}", f"{type(error).__name__}: {first}".rstrip(": ")) from error
+
+
+class _Redirect:
+    """Sends stdout to stderr while anybody is inside, in whatever thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._stack.enter_context(redirect_stdout(sys.stderr))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._stack.close()
+
+
+_stdout_to_stderr = _Redirect()
 
 
 # --- settings ---------------------------------------------------------------------------------------------

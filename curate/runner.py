@@ -21,7 +21,7 @@ from curate.receipts import Output, Receipt
 
 log = logging.getLogger("curate.runner")
 
-ENDS = ("ok", "failed", "kept", "dropped", "unjudged")
+ENDS = ("ok", "failed", "unasked", "kept", "dropped", "unjudged")
 """Counts that together account for every sample of a part (`samples`)."""
 
 
@@ -79,6 +79,7 @@ def run(
     shown: Callable[[str, int], Progress] = Progress,
     quiet: float | None = None,
     dead: float | None = None,
+    threads: int = 1,
     aloud: bool = True,
 ) -> Summary:
     """Do every task whose receipt does not match yet, and count all.
@@ -87,7 +88,7 @@ def run(
     another process is writing is waited for at the end. What a part that failed now had from other settings or
     inputs is taken away, so that nobody reads it for what was asked, unless `keep_outdated`.
 
-    A worker does up to `lanes` parts at once; `shown(title, samples)` is the display of the progress. A part that
+    A worker does up to `lanes` parts at once; with `workers` 0 this process does them in so many `threads`; `shown(title, samples)` is the display of the progress. A part that
     says nothing for `quiet` seconds is named, after `dead` seconds it is taken for dead with its worker. Without
     `aloud` nothing is said of parts that are done again: they are what was asked for.
     """
@@ -109,7 +110,7 @@ def run(
         _say_changes(stage, changed)
     if todo:
         try:
-            effort = _Effort(workers, lanes, quiet, dead)
+            effort = _Effort(workers, lanes, quiet, dead, threads)
             with progress(title or stage, sum(t.samples for t in todo), kind=shown) as display:
                 _work(summary, stage, version, todo, effort, display.advance)
         except BaseException:
@@ -152,6 +153,7 @@ class _Effort:
     lanes: int
     quiet: float | None
     dead: float | None
+    threads: int
 
 
 def _work(summary: Summary, stage: str, version: int, tasks: list[Task], effort: _Effort, tick: local.Tick) -> None:

@@ -75,6 +75,15 @@ class Selection:
             raise PartError(str(path), f"cannot be read ({error})", hint=AGAIN) from error
         return mapped
 
+    def need_decisions(self) -> None:
+        """Raise InputError for a uid list, which says what is wanted and nothing of the other samples."""
+        if self.listed is not None:
+            raise InputError(
+                str(self.folder),
+                "is a uid list, which holds no decisions",
+                hint=f"curate selection import {self.folder} --name NAME makes a selection of it",
+            )
+
     def decisions(self, part: str) -> pl.DataFrame:
         """The decision on each sample of a part, in its order.
 
@@ -83,12 +92,7 @@ class Selection:
         """
         import polars as pl
 
-        if self.listed is not None:
-            raise InputError(
-                str(self.folder),
-                "is a uid list, which holds no decisions",
-                hint=f"curate selection import {self.folder} --name NAME makes a selection of it",
-            )
+        self.need_decisions()
         path = self.folder / "decisions" / f"{part}.parquet"
         if not path.is_file():
             raise PartError(str(path), "is missing", hint=AGAIN)

@@ -112,6 +112,16 @@ def write_table(
     pq.write_table(table, output.open(name, varies=varies), compression="zstd", use_dictionary=coded)
 
 
+def table_bytes(table: pa.Table, *, dictionaries: Sequence[str]) -> pa.Buffer:
+    """A table of many rows as `write_table` writes it, for whoever writes it elsewhere; without statistics."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", use_dictionary=list(dictionaries), write_statistics=False)
+    return sink.getvalue()
+
+
 # --- reading ----------------------------------------------------------------------------------------------
 
 

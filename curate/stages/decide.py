@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,11 +15,12 @@ import numpy.typing as npt
 import polars as pl
 
 from curate.errors import InputError
-from curate.filter_api import Draw, Judge, Sampler
+from curate.filter_api import Draw, Judge, Sampler, Score, Scorer
 from curate.plugins import blamed
 from curate.pool import Part, reading
 from curate.recipe import Group, Recipe, Rule, Step
-from curate.stages.samples import Mask, PoolFigures, Samples, SamplesLeft
+from curate.stages.figures import PoolFigures, SamplesLeft
+from curate.stages.samples import Mask, Samples
 
 log = logging.getLogger("curate.filter")
 
@@ -28,6 +30,8 @@ SAME_UID = "same_uid"
 OUTSIDE = "outside_scale"
 
 States = npt.NDArray[np.int8]
+Compute = Callable[[Scorer, Mapping[str, Mask]], None]
+"""Has a scorer's columns computed for some rows of each part."""
 
 
 class Words:
@@ -43,6 +47,28 @@ class Words:
             self._numbers[word] = len(self.words)
             self.words.append(word)
         return self._numbers[word]
+
+
+@dataclass
+class Taken:
+    """How many samples a rule took: by the number of the reason, or of the error code."""
+
+    dropped: Counter[int] = field(default_factory=Counter)
+    unjudged: Counter[int] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, reasons: npt.NDArray[np.int16], codes: npt.NDArray[np.int16]) -> Taken:
+        """Counted from the numbers of some samples, -1 for none."""
+        return cls(_counted(reasons), _counted(codes))
+
+    def add(self, other: Taken) -> None:
+        """Count those of `other` too."""
+        self.dropped.update(other.dropped)
+        self.unjudged.update(other.unjudged)
+
+
+def _counted(numbers: npt.NDArray[np.int16]) -> Counter[int]:
+    return Counter({i: int(n) for i, n in enumerate(np.bincount(numbers[numbers >= 0])) if n})
 
 
 @dataclass
@@ -74,22 +100,22 @@ class Decisions:
         """The samples that no rule has taken."""
         return self.rule < 0
 
-    def book(self, name: str, text: str, notes: dict[str, Any], before: int) -> None:
-        """Add the funnel's line of the rule that just ran."""
-        number = self.rules.number(name)
-        mine = self.rule == number
-        dropped = np.bincount(self.reason[mine & (self.reason >= 0)], minlength=len(self.reasons.words))
-        unjudged = np.bincount(self.code[mine & (self.code >= 0)], minlength=len(self.codes.words))
-        self.copies[~self.left] = 0
+    def book(self, name: str, text: str, notes: Mapping[str, Any], before: int, taken: Taken | None = None) -> None:
+        """Add the funnel's line of the rule that just ran; what it took is counted where nobody did."""
+        if taken is None:
+            number = self.rules.number(name)
+            mine = self.rule == number
+            taken = Taken.of(self.reason[mine], self.code[mine])
+            self.copies[mine] = 0
         self.funnel.append(
             {
                 "rule": name,
                 "text": text,
                 "figures": {name: _plain(figure) for name, figure in notes.items()},
                 "in": before,
-                "dropped": {w: int(c) for w, c in zip(self.reasons.words, dropped, strict=True) if c},
-                "unjudged": {w: int(c) for w, c in zip(self.codes.words, unjudged, strict=True) if c},
-                "left": int(self.left.sum()),
+                "dropped": {w: taken.dropped[i] for i, w in enumerate(self.reasons.words) if taken.dropped[i]},
+                "unjudged": {w: taken.unjudged[i] for i, w in enumerate(self.codes.words) if taken.unjudged[i]},
+                "left": before - taken.dropped.total() - taken.unjudged.total(),
             }
         )
 
@@ -105,28 +131,37 @@ def _plain(figure: Any) -> Any:
 
 
 def decide(
-    samples: Samples, recipe: Recipe, *, texts: Sequence[str] | None = None, inside: Mask | None = None
+    samples: Samples,
+    recipe: Recipe,
+    *,
+    texts: Sequence[str] | None = None,
+    inside: Mask | None = None,
+    compute: Compute | None = None,
 ) -> Decisions:
     """The decision of `recipe` on every sample; `inside` is the scale's pool, outside of which all is dropped.
 
-    `texts` are the rules as their user wrote them, for the funnel.
+    `texts` are the rules as their user wrote them, for the funnel. `compute` is called for scores that may be
+    had for some rows only, with those that a rule has yet to decide on; without it they are taken as they are.
     """
     decisions = Decisions(samples)
+    left = samples.n
     if inside is not None and not inside.all():
         decisions.take(~inside, "scale", OUTSIDE)
-        decisions.book("scale", "scale", {}, samples.n)
+        decisions.book("scale", "scale", {}, left)
+        left = int(decisions.funnel[-1]["left"])
     if not recipe.keep_same_uid:
-        _drop_same_uid(decisions)
+        left = _drop_same_uid(decisions, left)
     ranked = decisions.left
     for number, step in enumerate(recipe):
-        before = int(decisions.left.sum())
         name = _unique_name(step.label, decisions, number)
+        taken: Taken | None = None
         if isinstance(step, Rule) and isinstance(step.filter, Sampler):
             notes = _draw(decisions, step, name)
         else:
-            notes = _judge(decisions, step, name, ranked)
+            notes, taken = _judge(decisions, step, name, ranked, left, compute)
         sources = samples.sources([n for rule in step.rules for n in rule.needs])
-        decisions.book(name, texts[number] if texts else step.text, sources | notes, before)
+        decisions.book(name, texts[number] if texts else step.text, sources | notes, left, taken)
+        left = int(decisions.funnel[-1]["left"])
     return decisions
 
 
@@ -134,16 +169,17 @@ def _unique_name(name: str, decisions: Decisions, number: int) -> str:
     return name if name not in decisions.rules.words else f"{name}#{number + 1}"
 
 
-def _drop_same_uid(decisions: Decisions) -> None:
+def _drop_same_uid(decisions: Decisions, left: int) -> int:
     samples = decisions.samples
     ordered = samples.uids[samples.order]
-    again = np.zeros(samples.n, dtype=bool)
-    again[samples.order[1:]] = (ordered["f0"][1:] == ordered["f0"][:-1]) & (ordered["f1"][1:] == ordered["f1"][:-1])
-    again &= decisions.left
-    if again.any():
-        before = int(decisions.left.sum())
+    same = ordered["f0"][1:] == ordered["f0"][:-1]
+    same &= ordered["f1"][1:] == ordered["f1"][:-1]
+    again = samples.order[1:][same]
+    again = again[decisions.rule[again] < 0]
+    if len(again):
         decisions.take(again, SAME_UID, SAME_UID)
-        decisions.book(SAME_UID, SAME_UID, {}, before)
+        decisions.book(SAME_UID, SAME_UID, {}, left)
+    return left - len(again)
 
 
 # --- judges -----------------------------------------------------------------------------------------------
@@ -167,41 +203,135 @@ class _Verdicts:
     value: npt.NDArray[np.float32]
 
 
-def _judge(decisions: Decisions, step: Step, name: str, ranked: Mask) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _View:
+    """A part with the frame of each rule that is asked about it."""
+
+    index: int
+    part: Part
+    frames: Mapping[int, pl.LazyFrame]
+
+
+def _judge(
+    decisions: Decisions, step: Step, name: str, ranked: Mask, before: int, compute: Compute | None
+) -> tuple[dict[str, Any], Taken]:
     samples = decisions.samples
     ready: dict[int, _Ready] = {}
     notes: dict[str, Any] = {}
     for rule in step.rules:
-        ready[id(rule)], noted = _make_ready(decisions, rule, ranked)
+        asking = _Asking(decisions, rule, compute)
+        ready[id(rule)], noted = _make_ready(decisions, rule, ranked, before, asking)
+        asking.in_turn(ready[id(rule)])
         notes |= noted if len(step.rules) == 1 else {f"{rule.name} {k}": v for k, v in noted.items()}
     needs = [n for rule in step.rules for n in rule.needs]
     number = decisions.rules.number(name)
-    for index, part in enumerate(samples.parts):
-        span = samples.span(index)
-        left = decisions.left[span]
-        if not left.any():
-            continue
-        verdicts = _verdicts(decisions, step, ready, part)
+    _number_reasons(decisions, step, ready)
+
+    def prepare(index: int, part: Part) -> _View:
+        some = bool((decisions.rule[samples.span(index)] < 0).any())
+        return _View(index, part, {id(r): samples.frame(r.needs, part) for r in step.rules} if some else {})
+
+    def work(view: _View) -> tuple[_View, Taken, Mask | None]:
+        if not view.frames:
+            return view, Taken(), None
+        verdicts = _verdicts(decisions, step, ready, view)
+        span = samples.span(view.index)
+        left = decisions.rule[span] < 0
         dropped = left & (verdicts.state == DROP)
         unjudged = left & (verdicts.state == UNJUDGED)
-        decisions.rule[span][dropped | unjudged] = number
-        decisions.reason[span][dropped] = verdicts.reason[dropped]
-        decisions.value[span][dropped] = verdicts.value[dropped]
-        if unjudged.any():
-            causes = samples.codes(needs, part)
-            decisions.code[span][unjudged] = _numbers(decisions.codes, causes.filter(pl.Series(unjudged)))
-    return notes
+        taken = dropped | unjudged
+        decisions.rule[span][taken] = number
+        decisions.copies[span][taken] = 0
+        np.copyto(decisions.reason[span], verdicts.reason, where=dropped)
+        np.copyto(decisions.value[span], verdicts.value, where=dropped)
+        return view, Taken(_counted(verdicts.reason[dropped])), unjudged if unjudged.any() else None
+
+    counted = Taken()
+    for view, taken, unjudged in samples.over(prepare, work):
+        counted.add(taken)
+        if unjudged is not None:
+            causes = samples.codes(needs, view.part).filter(pl.Series(unjudged))
+            numbers = _numbers(decisions.codes, causes)
+            decisions.code[samples.span(view.index)][unjudged] = numbers
+            counted.unjudged.update(_counted(numbers))
+    return notes, counted
 
 
-def _make_ready(decisions: Decisions, rule: Rule, ranked: Mask) -> tuple[_Ready, dict[str, Any]]:
+def _number_reasons(decisions: Decisions, step: Step, ready: Mapping[int, _Ready]) -> None:
+    """Give the reasons of a step their numbers in a fixed order, before threads use them."""
+    if isinstance(step, Rule):
+        for reason in ready[id(step)].keep:
+            decisions.reasons.number(reason)
+        return
+    for member in step.members:
+        _number_reasons(decisions, member, ready)
+    if step.how in _GROUP_REASONS:
+        decisions.reasons.number(_GROUP_REASONS[step.how])
+
+
+class _Asking:
+    """Has scores that may be had for some rows computed for those on which their rule has yet to decide."""
+
+    def __init__(self, decisions: Decisions, rule: Rule, compute: Compute | None) -> None:
+        self.decisions, self.rule, self.compute = decisions, rule, compute
+        scorers = [n.scorer for n in rule.needs if isinstance(n, Score)] if compute else []
+        self.open = [s for s in scorers if decisions.samples.some_rows(s)]
+
+    def columns(self, names: Sequence[str], rows: Mask) -> None:
+        """What `PoolFigures` asks: the scores that these columns are of, for these rows."""
+        for scorer in [s for s in self.open if set(s.columns) & set(names)]:
+            self._compute(scorer, rows)
+            self.open.remove(scorer)
+
+    def in_turn(self, ready: _Ready) -> None:
+        """Each score when the first condition needs it, for the rows for which none before that one is false."""
+        before: list[pl.Expr] = []
+        for condition in ready.keep.values():
+            wanted = [s for s in self.open if set(s.columns) & set(condition.meta.root_names())]
+            if wanted:
+                rows = self._undecided(before)
+                for scorer in wanted:
+                    self._compute(scorer, rows)
+                    self.open.remove(scorer)
+            before.append(condition)
+
+    def _undecided(self, conditions: Sequence[pl.Expr]) -> Mask:
+        samples = self.decisions.samples
+        rows = self.decisions.left
+        if not conditions:
+            return rows
+        still = pl.all_horizontal([c.fill_null(True) for c in conditions]).alias("still")
+
+        def prepare(index: int, part: Part) -> tuple[Part, pl.LazyFrame]:
+            return part, samples.frame(self.rule.needs, part)
+
+        def work(found: tuple[Part, pl.LazyFrame]) -> pl.Series:
+            part, frame = found
+            with reading(frame, part):
+                return frame.select(pl.int_range(pl.len()).alias("_row"), still).collect()["still"]
+
+        with blamed(self.rule.name, InputError):
+            for index, answer in enumerate(samples.over(prepare, work)):
+                rows[samples.span(index)] &= answer.to_numpy()
+        return rows
+
+    def _compute(self, scorer: Scorer, rows: Mask) -> None:
+        assert self.compute is not None
+        samples = self.decisions.samples
+        self.compute(scorer, {part.name: rows[samples.span(i)] for i, part in enumerate(samples.parts)})
+
+
+def _make_ready(
+    decisions: Decisions, rule: Rule, ranked: Mask, before: int, asking: _Asking
+) -> tuple[_Ready, dict[str, Any]]:
     judge = cast(Judge, rule.filter)
-    left = decisions.left
-    mask = left if rule.among == "left" else ranked
-    base = decisions.samples.n if (rule.of or rule.among) == "pool" else int(left.sum())
-    if (rule.of or rule.among) == "pool" and decisions.funnel and decisions.funnel[0]["rule"] == "scale":
-        base = decisions.funnel[0]["left"]
+    mask = decisions.left if rule.among == "left" else ranked
+    base = before
+    if (rule.of or rule.among) == "pool":
+        scaled = bool(decisions.funnel) and decisions.funnel[0]["rule"] == "scale"
+        base = int(decisions.funnel[0]["left"]) if scaled else decisions.samples.n
     with blamed(rule.name, InputError):
-        figures = PoolFigures(decisions.samples, rule.needs, mask, base)
+        figures = PoolFigures(decisions.samples, rule.needs, mask, base, ask=asking.columns)
         ready = _Ready(rule, judge.keep(figures), judge.values())
     for what, answer in (("keep", ready.keep), ("values", ready.values)):
         if not isinstance(answer, dict) or not all(isinstance(e, pl.Expr) for e in answer.values()):
@@ -213,22 +343,22 @@ def _make_ready(decisions: Decisions, rule: Rule, ranked: Mask) -> tuple[_Ready,
     return ready, figures.notes
 
 
-def _verdicts(decisions: Decisions, step: Step, ready: dict[int, _Ready], part: Part) -> _Verdicts:
+def _verdicts(decisions: Decisions, step: Step, ready: Mapping[int, _Ready], view: _View) -> _Verdicts:
     if isinstance(step, Rule):
-        return _rule_verdicts(decisions, ready[id(step)], part)
-    members = [_verdicts(decisions, m, ready, part) for m in step.members]
+        return _rule_verdicts(decisions, ready[id(step)], view)
+    members = [_verdicts(decisions, m, ready, view) for m in step.members]
     return _combine(decisions, step, members)
 
 
-def _rule_verdicts(decisions: Decisions, ready: _Ready, part: Part) -> _Verdicts:
+def _rule_verdicts(decisions: Decisions, ready: _Ready, view: _View) -> _Verdicts:
     name = ready.rule.name
     names = list(ready.keep)
-    rows = decisions.samples.pool.rows[part.name]
-    frame = decisions.samples.frame(ready.rule.needs, part)
+    rows = decisions.samples.pool.rows[view.part.name]
+    frame = view.frames[id(ready.rule)]
     asked = [pl.int_range(pl.len()).alias("_row")]
     asked += [ready.keep[r].alias(f"keep {r}") for r in names]
     asked += [ready.values[r].cast(pl.Float32).alias(f"value {r}") for r in names if r in ready.values]
-    with reading(frame, part), blamed(name, InputError):
+    with blamed(name, InputError), reading(frame, view.part):
         answered = frame.select(asked).collect()
     if len(answered) != rows:
         raise InputError(f"rule {name}", f"gave {len(answered):,} answers for {rows:,} samples")
@@ -240,7 +370,7 @@ def _rule_verdicts(decisions: Decisions, ready: _Ready, part: Part) -> _Verdicts
         first = (said == DROP) & (state != DROP)
         reason[first] = decisions.reasons.number(r)
         if r in ready.values:
-            value[first] = answered[f"value {r}"].fill_null(float("nan")).to_numpy()[first]
+            np.copyto(value, answered[f"value {r}"].fill_null(float("nan")).to_numpy(), where=first)
         state[(said == UNJUDGED) & (state == KEEP)] = UNJUDGED
         state[first] = DROP
     return _Verdicts(state, reason, value)
@@ -256,6 +386,10 @@ def _said(rule: str, reason: str, answer: pl.Series) -> States:
     return np.asarray(answer.cast(pl.Int8).fill_null(UNJUDGED).to_numpy())
 
 
+_GROUP_REASONS = {"any": "no_member_keeps", "not": "members_keep"}
+"""Why a group drops a sample; `all` has its member's reason."""
+
+
 def _combine(decisions: Decisions, group: Group, members: list[_Verdicts]) -> _Verdicts:
     """Kleene's three-valued any, all and not. A drop by `all` keeps its member's reason."""
     states = np.stack([m.state for m in members])
@@ -269,7 +403,7 @@ def _combine(decisions: Decisions, group: Group, members: list[_Verdicts]) -> _V
             drops = member.state == DROP
             reason[drops], value[drops] = member.reason[drops], member.value[drops]
         return _Verdicts(every, reason, value)
-    number = decisions.reasons.number("no_member_keeps" if group.how == "any" else "members_keep")
+    number = decisions.reasons.number(_GROUP_REASONS[group.how])
     reason = np.full(states.shape[1], number, dtype=np.int16)
     if group.how == "any":
         state = np.where(some_keep, KEEP, np.where(some_open, UNJUDGED, DROP))

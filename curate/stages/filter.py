@@ -7,30 +7,33 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
-from curate import __version__, disk, receipts, runner, scales, selection
+from curate import __version__, disk, receipts, runner, scales, selection, uids
 from curate.engines import local
 from curate.errors import CurateError, InputError, PartError
-from curate.filter_api import Column, Score
+from curate.filter_api import Column, Score, Scorer
 from curate.pool import Pool, adopt, reading
 from curate.recipe import Recipe
 from curate.selection import STAGE, VERSION, WHOLE, Selection
-from curate.shards import write_table
-from curate.stages import decide, needs
-from curate.stages.decide import Decisions
+from curate.shards import table_bytes
+from curate.stages import decide, needs, score
+from curate.stages.decide import Decisions, Words
 from curate.stages.needs import Means, Work
-from curate.stages.samples import Mask, PoolFacts, Samples, checked_vectors
+from curate.stages.samples import Ahead, Mask, PoolFacts, Samples, checked_vectors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger("curate.filter")
 
-_CODED = ("rule", "reason", "error_code")
-"""The columns of a decision that hold few different words."""
+_CODED = ("rule", "reason", "error_code", "copies")
+"""The columns of a decision that hold few different values."""
 
 Allow = Callable[[Work], None]
 """Raises InputError where a pass over pixels may not start."""
@@ -118,7 +121,7 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
     if not pool.rows:
         raise InputError(str(pool.layout.root), "has no samples", hint="curate status says what is there")
     failed = {name: str(error) for name, error in pool.unreadable.items()}
-    for todo in needs.plan(pool, recipe, request.means):
+    for todo in needs.plan(pool, recipe, request.means, whole=False):
         if todo.pixels:
             allow(todo)
         summary = todo.run()
@@ -195,7 +198,10 @@ def _stands(pool: Pool, folder: Path, what: Mapping[str, Any]) -> bool:
     places = [(folder, WHOLE), *((folder / "decisions", name) for name in pool.rows)]
     found = ((where, receipts.read_receipt(where, part)) for where, part in places)
     wanted = receipts.digest(what)
-    return all(r is not None and r.fingerprint == wanted and not r.missing(where) for where, r in found)
+    if not all(r is not None and r.fingerprint == wanted and not r.missing(where) for where, r in found):
+        return False
+    # what failed may go well now
+    return not receipts.read_json(folder / "selection.json").get("failed_parts")
 
 
 def _fingerprint(pool: Pool, recipe: Recipe, request: Request) -> dict[str, Any]:
@@ -210,12 +216,17 @@ def _fingerprint(pool: Pool, recipe: Recipe, request: Request) -> dict[str, Any]
 
 
 def _inputs(pool: Pool, recipe: Recipe) -> dict[str, str]:
-    """The identity of every score and embedding that the rules read."""
+    """The identity of every score and embedding that the rules read.
+
+    Not of scores that are computed for some rows: which ones, depends on what was asked before, their values do
+    not.
+    """
     samples = Samples(pool)
     read = {}
     for step in recipe:
         for rule in step.rules:
-            for folder in samples.folders(rule.needs):
+            whole = [n for n in rule.needs if not (isinstance(n, Score) and samples.some_rows(n.scorer))]
+            for folder in samples.folders(whole):
                 known = {part: r.identity for part, r in receipts.receipts(folder).items()}
                 read[folder.name] = receipts.digest(known)
             for source in samples.published(rule.needs):
@@ -225,25 +236,31 @@ def _inputs(pool: Pool, recipe: Recipe) -> dict[str, str]:
 
 
 def _make(
-    pool: Pool, recipe: Recipe, request: Request, name: str, what: Mapping[str, Any], failed: Mapping[str, str]
+    pool: Pool, recipe: Recipe, request: Request, name: str, what: Mapping[str, Any], failed: dict[str, str]
 ) -> None:
     samples = Samples(pool)
     inside = _inside(samples, request)
     texts = [step.text for step in request.recipe]
-    decisions = decide.decide(samples, recipe, texts=texts, inside=inside)
+
+    def compute(scorer: Scorer, rows: Mapping[str, Mask]) -> None:
+        done = score.score_some(pool, scorer, rows, device=request.means.device, workers=request.means.workers)
+        failed.update({part: str(error) for part, error in done.failed.items()})
+
+    decisions = decide.decide(samples, recipe, texts=texts, inside=inside, compute=compute)
     folder = pool.layout.selection(name)
-    tasks = [
-        runner.Task(
-            part.name, folder / "decisions", dict(what), _write_part, (decisions, index), pool.rows[part.name]
-        )
-        for index, part in enumerate(samples.parts)
-    ]
     # another selection of this name ends here: its decisions are about to be replaced
     (folder / "selection.json").unlink(missing_ok=True)
     receipts.remove_part(folder, WHOLE)
     for part in receipts.receipts(folder / "decisions").keys() - pool.rows.keys():
         receipts.remove_part(folder / "decisions", part)
-    summary = runner.run(STAGE, VERSION, tasks, workers=0, title="decisions")
+    with Ahead(len(samples.parts), lambda i: i, partial(_table, decisions)) as tables:
+        tasks = [
+            runner.Task(
+                part.name, folder / "decisions", dict(what), _write_part, (tables, index), pool.rows[part.name]
+            )
+            for index, part in enumerate(samples.parts)
+        ]
+        summary = runner.run(STAGE, VERSION, tasks, workers=0, title="decisions")
     summary.raise_failed()
     counts = {k: summary.counts[k] for k in ("samples", "kept", "dropped", "unjudged")}
     runner.check_counts("filter", counts)
@@ -294,60 +311,70 @@ def _sentences(recipe: Recipe, decisions: Decisions) -> dict[str, dict[str, str]
     return said
 
 
-def _write_part(output: receipts.Output, tick: local.Tick, decisions: Decisions, index: int) -> Mapping[str, int]:
-    samples = decisions.samples
-    part, span = samples.parts[index], samples.span(index)
-    rule = _words(decisions.rule[span], decisions.rules)
-    reason = _words(decisions.reason[span], decisions.reasons)
-    code = _words(decisions.code[span], decisions.codes)
-    value = pl.Series(decisions.value[span])
-    table = pl.DataFrame(
-        {
-            "rule": rule,
-            "reason": reason,
-            "error_code": code,
-            "value": pl.select(pl.when(value.is_not_nan()).then(value)).to_series(),
-            "copies": decisions.copies[span],
-            "of": _of(decisions, span),
-        }
-    )
-    write_table(output, f"{part.name}.parquet", _dictionaries(table), dictionaries=_CODED)
-    tick(len(table), 0)
-    kept = int(rule.null_count())
-    unjudged = len(table) - int(code.null_count())
-    return {"samples": len(table), "kept": kept, "unjudged": unjudged, "dropped": len(table) - kept - unjudged}
+@dataclass(frozen=True)
+class _Table:
+    """The decisions on one part as Parquet, and how many of each kind they are."""
+
+    data: Any
+    counts: Mapping[str, int]
 
 
-def _dictionaries(table: pl.DataFrame) -> Any:
+def _write_part(
+    output: receipts.Output, tick: local.Tick, tables: Ahead[int, _Table], index: int
+) -> Mapping[str, int]:
+    table = tables[index]
+    output.write(f"{output.part}.parquet", table.data)
+    tick(table.counts["samples"], 0)
+    return table.counts
+
+
+def _table(decisions: Decisions, index: int) -> _Table:
     import pyarrow as pa
 
-    arrow = table.to_arrow()
-    for name in _CODED:
-        at = arrow.schema.get_field_index(name)
-        coded = arrow.column(name).cast(pa.string()).combine_chunks().dictionary_encode()
-        arrow = arrow.set_column(at, name, coded)
-    return arrow
+    span = decisions.samples.span(index)
+    rule, code, value = decisions.rule[span], decisions.code[span], decisions.value[span]
+    columns = {
+        "rule": _words(rule, decisions.rules),
+        "reason": _words(decisions.reason[span], decisions.reasons),
+        "error_code": _words(code, decisions.codes),
+        "value": pa.array(value, mask=np.isnan(value)),
+        "copies": pa.array(decisions.copies[span]),
+        "of": _of(decisions, span),
+    }
+    kept, unjudged = int((rule < 0).sum()), int((code >= 0).sum())
+    dropped = len(rule) - kept - unjudged
+    counts = {"samples": len(rule), "kept": kept, "unjudged": unjudged, "dropped": dropped}
+    return _Table(table_bytes(pa.table(columns), dictionaries=_CODED), counts)
 
 
-def _words(numbers: npt.NDArray[np.int16], words: decide.Words) -> pl.Series:
-    table = pl.Series(words.words, dtype=pl.String)
-    index = pl.Series(numbers)
-    return table.gather(pl.select(pl.when(index >= 0).then(index)).to_series().cast(pl.UInt32))
+def _words(numbers: npt.NDArray[np.int16], words: Words) -> pa.DictionaryArray:
+    import pyarrow as pa
+
+    kind = pa.int8() if len(words.words) <= np.iinfo(np.int8).max else pa.int16()
+    places = pa.array(numbers.astype(kind.to_pandas_dtype()), kind, mask=numbers < 0)
+    return pa.DictionaryArray.from_arrays(places, pa.array(words.words, pa.string()))
 
 
-def _of(decisions: Decisions, span: slice) -> pl.Series:
+def _of(decisions: Decisions, span: slice) -> pa.Array:
+    import pyarrow as pa
+
     if decisions.of is None:
-        return pl.Series([None] * (span.stop - span.start), dtype=pl.Binary)
+        return pa.nulls(span.stop - span.start, pa.binary())
     rows = decisions.of[span]
     pairs = decisions.samples.uids[np.maximum(rows, 0)]
     octets = np.stack([pairs["f0"], pairs["f1"]], axis=1).astype(">u8").view("S16").ravel()
     held = [bytes(o.ljust(16, b"\0")) if r >= 0 else None for r, o in zip(rows, octets, strict=True)]
-    return pl.Series(held, dtype=pl.Binary)
+    return pa.array(held, pa.binary())
 
 
 def _write_uids(output: receipts.Output, samples: Samples, decisions: Decisions) -> None:
-    rows = samples.order[decisions.copies[samples.order] > 0]
-    pairs = np.repeat(samples.uids[rows], decisions.copies[rows])
+    """The kept uids, sorted, one entry a copy."""
+    rows = np.flatnonzero(decisions.copies)
+    pairs, copies = samples.uids[rows], decisions.copies[rows]
+    order = uids.sort_order(pairs)
+    pairs = pairs[order]
+    if copies.max(initial=1) > 1:
+        pairs = np.repeat(pairs, copies[order])
     sink = output.open("uids.npy")
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(

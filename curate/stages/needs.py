@@ -64,22 +64,23 @@ class Means:
     workers: int = 1
 
 
-def plan(pool: Pool, recipe: Recipe, means: Means) -> Iterator[Work]:
+def plan(pool: Pool, recipe: Recipe, means: Means, *, whole: bool = True) -> Iterator[Work]:
     """The work that the recipe's rules need, each once, in order: embeddings before what is computed from them.
 
-    A generator: what comes later is found when the earlier is done, because it may be computed from it.
+    A generator: what comes later is found when the earlier is done, because it may be computed from it. Unless
+    `whole`, without the scores that are computed for some rows only, when rules come to them.
     """
     done: set[Path] = set()
     for step in recipe:
         for rule in step.rules:
             for need in rule.needs:
-                for work in _for_need(pool, rule, need, means):
+                for work in _for_need(pool, rule, need, means, whole):
                     if work.where not in done:
                         done.add(work.where)
                         yield work
 
 
-def _for_need(pool: Pool, rule: Rule, need: Need, means: Means) -> Iterator[Work]:
+def _for_need(pool: Pool, rule: Rule, need: Need, means: Means, whole: bool) -> Iterator[Work]:
     if isinstance(need, Similarity):
         source = similarity_source(pool, need)
         if source in (None, "own"):
@@ -93,8 +94,9 @@ def _for_need(pool: Pool, rule: Rule, need: Need, means: Means) -> Iterator[Work
             yield from _embed(pool, need.model, means)
     elif isinstance(need, Score):
         for inner in need.scorer.needs():
-            yield from _for_need(pool, rule, inner, means)
-        yield from _score(pool, rule, need.scorer, means)
+            yield from _for_need(pool, rule, inner, means, whole)
+        if whole or not score.of_some_rows(pool, need.scorer):
+            yield from _score(pool, rule, need.scorer, means)
 
 
 def _embed(pool: Pool, model: str, means: Means) -> Iterator[Work]:

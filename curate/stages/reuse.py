@@ -85,11 +85,18 @@ class Before:
 
 
 def before(
-    stage: str, version: int, part: str, folder: Path, what: Mapping[str, Any], *, inputs: frozenset[str]
+    stage: str,
+    version: int,
+    part: str,
+    folder: Path,
+    what: Mapping[str, Any],
+    *,
+    inputs: frozenset[str],
+    columns: frozenset[str] = frozenset({"uid", MADE_OF}),
 ) -> Before | None:
     """What the part has where that differs from `what` in its `inputs` alone; None where there is no such thing.
 
-    Also None where it was written without digests, or its table cannot be read.
+    Also None where its table cannot be read, or has not these columns.
     """
     import polars as pl
 
@@ -102,4 +109,4 @@ def before(
         table = pl.read_parquet(folder / f"{part}.parquet", glob=False)
     except (OSError, pl.exceptions.PolarsError):
         return None
-    return Before(folder, receipt, table) if {"uid", MADE_OF} <= set(table.columns) else None
+    return Before(folder, receipt, table) if columns <= set(table.columns) else None

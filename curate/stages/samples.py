@@ -1,14 +1,16 @@
-"""What rules see of a pool: its samples as frames a part, figures over all, and what is left for a sampler."""
+"""What rules see of a pool: its samples as frames, a part each, with all that scores and vectors add to them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,8 @@ import polars as pl
 
 from curate import uids
 from curate.errors import InputError, PartError
-from curate.filter_api import Column, Need, Neighbours, Score, Similarity, Vectors, chance
-from curate.pool import FAILED, Part, Pool, reading, vectors
+from curate.filter_api import Column, Need, Neighbours, Score, Scorer, Similarity, Vectors
+from curate.pool import FAILED, Part, Pool, vectors
 from curate.pool.join import Join, Results
 from curate.pool.names import PUBLISHED
 from curate.stages import score
@@ -30,7 +32,12 @@ log = logging.getLogger("curate.filter")
 DEFAULT_MODEL = "ViT-L-14/openai"
 SOURCES = ("column", "published", "own")
 
+MOST_THREADS = 8
+"""Parts that are worked on at once, at most: each holds some columns of its rows."""
+
 Mask = npt.NDArray[np.bool_]
+Of = TypeVar("Of")
+Made = TypeVar("Made")
 
 
 class PoolFacts:
@@ -90,6 +97,37 @@ def _has_source(pool: Pool, model: str, source: str) -> bool:
     return model in PUBLISHED and PUBLISHED[model].similarity in pool.columns
 
 
+class Ahead(Generic[Of, Made]):
+    """Items made in threads, those after the one that is asked for already in work; each is given out once.
+
+    Items may be passed over. What `work` raises is raised where its item is asked for.
+    """
+
+    def __init__(self, count: int, prepare: Callable[[int], Of], work: Callable[[Of], Made]) -> None:
+        self.count, self.prepare, self.work = count, prepare, work
+        self.threads = min(len(os.sched_getaffinity(0)), MOST_THREADS, count)
+        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self._begun: dict[int, Future[Made]] = {}
+        self._next = 0
+
+    def __enter__(self) -> Ahead[Of, Made]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def __getitem__(self, index: int) -> Made:
+        if self._pool is None:
+            return self.work(self.prepare(index))
+        for coming in range(max(index, self._next), min(index + self.threads + 1, self.count)):
+            self._begun[coming] = self._pool.submit(self.work, self.prepare(coming))
+            self._next = coming + 1
+        for passed in [i for i in self._begun if i < index]:
+            del self._begun[passed]
+        return self._begun.pop(index).result()
+
+
 @dataclass
 class Samples:
     """All samples of a pool as numbers only, 16 bytes each for the uid and 8 for their order.
@@ -115,8 +153,10 @@ class Samples:
     @cached_property
     def uids(self) -> npt.NDArray[np.void]:
         """The uid of every sample, pairs of u8."""
-        held = [self.pool.uids(p) for p in self.parts]
-        return np.concatenate(held) if held else np.empty(0, dtype=uids.UID_DTYPE)
+        found = np.empty(self.n, dtype=uids.UID_DTYPE)
+        for index, pairs in enumerate(self.over(lambda _, part: part, self.pool.uids)):
+            found[self.span(index)] = pairs
+        return found
 
     @cached_property
     def order(self) -> npt.NDArray[np.intp]:
@@ -126,6 +166,16 @@ class Samples:
     def span(self, index: int) -> slice:
         """The global rows of part number `index`."""
         return slice(int(self.starts[index]), int(self.starts[index + 1]))
+
+    def over(self, prepare: Callable[[int, Part], Of], work: Callable[[Of], Made]) -> Iterator[Made]:
+        """`work` of what `prepare` gives for every part and its number, in their order.
+
+        `prepare` runs here; `work` runs in threads, some parts ahead, because polars, pyarrow and numpy let go of
+        the interpreter.
+        """
+        with Ahead(len(self.parts), lambda i: prepare(i, self.parts[i]), work) as ahead:
+            for index in range(len(self.parts)):
+                yield ahead[index]
 
     # --- one rule's view of one part ----------------------------------------------------------------------
 
@@ -137,10 +187,10 @@ class Samples:
         published = [n for n in needs if isinstance(n, Similarity) and self._source(n) == "column"]
         raw = [PUBLISHED[n.model].similarity for n in published]
         base = self.pool.scan(part, [*names, *raw], optional=[c.name for c in columns if c.optional])
-        # float32 as published; a copy in float64 holds the same numbers
-        base = base.with_columns(pl.col(raw).cast(pl.Float32)).rename(
-            dict.fromkeys(raw, "similarity"), strict=False
-        )
+        if raw:  # in the file's own type: DataComp compares in that
+            base = base.with_columns(_number(base, name) for name in raw).rename(
+                dict.fromkeys(raw, "similarity"), strict=False
+            )
         kinds = _kinds(needs)
         beside = [
             _typed(self.join.columns(results, part, wanted).drop(FAILED), kinds).lazy()
@@ -176,6 +226,10 @@ class Samples:
             elif isinstance(need, Similarity) and self._source(need) == "own":
                 folder = self.pool.layout.embeddings(self.pool.embedded[need.model])
                 yield Results(folder, self.pool.per_shard), ["similarity"]
+
+    def some_rows(self, scorer: Scorer) -> bool:
+        """Whether the scorer's columns may be computed for some rows of a part only."""
+        return score.of_some_rows(self.pool, scorer)
 
     def sources(self, needs: Sequence[Need]) -> dict[str, str]:
         """Which model and source a rule's numbers come from, for the funnel."""
@@ -252,116 +306,10 @@ class Samples:
         return np.concatenate([self.join.rows(p) for p in self.parts])
 
 
-@dataclass(frozen=True)
-class PoolFigures:
-    """`filter_api.Figures` over the rows of a mask, for one judge; it notes what it answered."""
-
-    samples: Samples
-    needs: Sequence[Need]
-    mask: Mask
-    """The rows that rank."""
-    n: int
-    """What fractions are of."""
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def _values(self, value: pl.Expr, *, ties_of: float | None = None) -> Any:
-        held = []
-        for index, part in enumerate(self.samples.parts):
-            frame = self.samples.frame(self.needs, part)
-            with reading(frame, part):
-                column = frame.select(value.alias("value")).collect()["value"]
-            rows = self.mask[self.samples.span(index)] & column.is_not_null().to_numpy()
-            if ties_of is not None:
-                rows &= (column == ties_of).fill_null(False).to_numpy()
-                held.append(self.samples.starts[index] + np.flatnonzero(rows))
-            else:
-                held.append(column.to_numpy()[rows])
-        return np.concatenate(held) if held else np.empty(0)
-
-    def nth_largest(self, value: pl.Expr, n: int) -> float | None:
-        values = self._values(value)
-        if not 0 <= n < len(values):
-            return None
-        at = len(values) - 1 - n
-        found = float(np.partition(values, at)[at])
-        self.notes["threshold"] = found
-        return found
-
-    def quantile(self, value: pl.Expr, q: float) -> float | None:
-        values = self._values(value)
-        found = float(np.quantile(values, q)) if len(values) else None
-        self.notes[f"quantile {q}"] = found
-        return found
-
-    def mean(self, value: pl.Expr) -> float | None:
-        values = self._values(value)
-        found = float(np.mean(values, dtype=np.float64)) if len(values) else None
-        self.notes["mean"] = found
-        return found
-
-    def top(self, value: pl.Expr, n: int) -> pl.Expr:
-        values = self._values(value)
-        known = pl.when(value.is_not_null())
-        if n >= len(values):
-            return known.then(pl.lit(True))
-        if n <= 0:
-            return known.then(pl.lit(False))
-        at = len(values) - n
-        cut = np.partition(values, at)[at]
-        self.notes["threshold"] = float(cut)
-        literal = pl.lit(cut.item(), dtype=pl.Series([cut]).dtype)
-        wanted = n - int((values > cut).sum())
-        tied = self._values(value, ties_of=cut.item())
-        if wanted == len(tied):
-            return value >= literal
-        pairs = self.samples.uids[tied]
-        last = uids.to_hex(pairs[uids.sort_order(pairs)][wanted - 1 : wanted])[0]
-        self.notes["ties kept up to uid"] = last
-        return (value > literal) | ((value == literal) & (pl.col("uid") <= last))
-
-
-class SamplesLeft:
-    """`filter_api.Left`: the rows that are left, in uid order."""
-
-    def __init__(self, samples: Samples, needs: Sequence[Need], left: Mask) -> None:
-        self.samples, self.needs, self._left = samples, needs, left
-        self.rows: npt.NDArray[np.int64] = samples.order[left[samples.order]].astype(np.int64)
-
-    @property
-    def n(self) -> int:
-        return len(self.rows)
-
-    @property
-    def pool_n(self) -> int:
-        return self.samples.n
-
-    def frame(self, *wanted: pl.Expr) -> pl.LazyFrame:
-        chosen = []
-        for index, part in enumerate(self.samples.parts):
-            mask = self._left[self.samples.span(index)]
-            frame = self.samples.frame(self.needs, part)
-            with reading(frame, part):
-                chosen.append((frame.select(wanted) if wanted else frame).collect().filter(pl.Series(mask)))
-        whole = pl.concat(chosen, how="vertical_relaxed")
-        place = np.empty(self.samples.n, dtype=np.int64)
-        place[np.flatnonzero(self._left)] = np.arange(self.n)
-        return whole[place[self.rows]].lazy()
-
-    def vectors(self, model: str, side: str) -> tuple[Mask, Iterator[npt.NDArray[np.float32]]]:
-        ok, blocks = self.samples.blocks(model, side, self.rows)
-        return ok, blocks.iterate()
-
-    def neighbours(
-        self, model: str, threshold: float, side: str = "image", *, links: bool = False
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        from curate.vectors import neighbours
-
-        ok, blocks = self.samples.blocks(model, side, self.rows)
-        return (neighbours.links if links else neighbours.pairs)(blocks, threshold, ok=ok)
-
-    def chance(self, seed: int) -> npt.NDArray[np.float64]:
-        chosen = self.samples.uids[self.rows]
-        return chance(chosen["f0"], chosen["f1"], seed)
+def _number(frame: pl.LazyFrame, name: str) -> pl.Expr:
+    """A column as it is where it holds floats, else as float32; what is no number is null."""
+    kind = frame.collect_schema()[name]
+    return pl.col(name) if kind.is_float() else pl.col(name).cast(pl.Float32, strict=False)
 
 
 def _kinds(needs: Sequence[Need]) -> dict[str, Any]:

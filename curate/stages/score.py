@@ -2,16 +2,18 @@
 
 A scorer over columns or published vectors runs on the pool's parts; one over pixels or our own vectors on its
 shards. Rows that lack something the scorer needs get an error code and nulls. Of a shard that was replaced, a
-scorer over pixels computes only the rows whose image, columns or vectors are new.
+scorer over pixels computes only the rows whose image, columns or vectors are new. A costly scorer over captions
+or published vectors may be asked for some rows only; the others are `not_asked`, and computed when they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,12 +22,12 @@ from curate.engines import local
 from curate.errors import InputError, PartError
 from curate.filter_api import Batch, Need, Scorer, Vectors, settings_of
 from curate.plugins import ScorerRef, blame_part, source_of
-from curate.pool import Part, Pool, need_shards, vectors
+from curate.pool import FAILED, Part, Pool, need_shards, vectors
 from curate.pool.join import Results
 from curate.shards import write_table
 from curate.stages import reuse
 from curate.stages.reuse import Todo
-from curate.stages.score_rows import Rows, over_pixels, vector_sources
+from curate.stages.score_rows import NOT_ASKED, Rows, over_pixels, vector_sources
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from curate.pixels import Decoders
     from curate.receipts import Output
 
+    Mask = npt.NDArray[np.bool_]
+
 log = logging.getLogger("curate.score")
 
 STAGE, VERSION = "score", 1
@@ -43,6 +47,8 @@ SPREAD = 50_000
 """Rows from which a scorer over captions is spread over processes."""
 _INPUTS = frozenset({"samples", "vectors"})
 """What of a part's `what` is its input; the rest is how it was computed."""
+_ASKED = "asked"
+"""The entry of a part's `what` that stands for the rows that were asked for; absent if all were."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,11 @@ def results(pool: Pool, scorer: Scorer) -> Results:
 def _per(pool: Pool, scorer: Scorer) -> str:
     per_shard = over_pixels(scorer) or any(s.per == "shard" for s in vector_sources(pool, scorer))
     return pool.per_shard if per_shard else "part"
+
+
+def of_some_rows(pool: Pool, scorer: Scorer) -> bool:
+    """Whether the scorer's columns may be computed for some rows of a part only."""
+    return scorer.some_rows and _per(pool, scorer) == "part"
 
 
 def _parts(pool: Pool, per: str) -> list[Part]:
@@ -193,7 +204,23 @@ def trial(pool: Pool, scorer: Scorer, image: npt.NDArray[Any], rows: int) -> Bat
 
 def score(pool: Pool, scorer: Scorer, *, device: str = "auto", workers: int = 1) -> runner.Summary:
     """Compute the scorer's columns for every sample that lacks them."""
-    pixels = over_pixels(scorer)
+    with _decoders(workers) if over_pixels(scorer) else nullcontext(None) as decoders:
+        return _run(pool, scorer, tasks(pool, scorer, device, decoders), workers)
+
+
+def score_some(
+    pool: Pool, scorer: Scorer, rows: Mapping[str, Mask], *, device: str = "auto", workers: int = 1
+) -> runner.Summary:
+    """Compute the scorer's columns for those `rows` of each part that lack them; what is there stays.
+
+    Parts of which nothing is wanted that is not there are left alone. For scorers with `some_rows` alone.
+    """
+    asked = (_asked(scorer, task, rows[task.part]) for task in tasks(pool, scorer, device))
+    todo = [task for task in asked if task is not None]
+    return _run(pool, scorer, todo, workers) if todo else runner.Summary(STAGE)
+
+
+def _run(pool: Pool, scorer: Scorer, todo: list[runner.Task], workers: int) -> runner.Summary:
     where = results(pool, scorer)
     receipts.write_json(
         where.folder / "score.json",
@@ -206,11 +233,44 @@ def score(pool: Pool, scorer: Scorer, *, device: str = "auto", workers: int = 1)
             "per": where.per,
         },
     )
-    with _decoders(workers) if pixels else nullcontext(None) as decoders:
-        todo = tasks(pool, scorer, device, decoders)
-        light = not pixels and not any(isinstance(n, Vectors) for n in scorer.needs())
-        spread = light and workers > 1 and len(todo) > 1 and sum(t.samples for t in todo) >= SPREAD
-        return runner.run(STAGE, VERSION, todo, workers=workers if spread else 0, title=f"score {scorer.name}")
+    light = not over_pixels(scorer) and not any(isinstance(n, Vectors) for n in scorer.needs())
+    spread = light and workers > 1 and len(todo) > 1 and sum(t.samples for t in todo) >= SPREAD
+    some = any(_ASKED in task.what for task in todo)
+    return runner.run(
+        STAGE, VERSION, todo, workers=workers if spread else 0, title=f"score {scorer.name}", aloud=not some
+    )
+
+
+def _asked(scorer: Scorer, task: runner.Task, rows: Mask) -> runner.Task | None:
+    """The task for these rows and those that are there already; None where all of them are."""
+    import numpy as np
+
+    receipt = receipts.read_receipt(task.folder, task.part)
+    if receipt and receipt.fingerprint == receipts.digest(task.what) and not receipt.missing(task.folder):
+        return None
+    if before := _partial(scorer, task):
+        there = (before.table[FAILED].fill_null("") != NOT_ASKED).to_numpy()
+        new, rows = int((rows & ~there).sum()), rows | there
+    else:
+        new = int(rows.sum())
+    if not new:
+        return None
+    if rows.all():
+        return task
+    what = {**task.what, _ASKED: hashlib.sha256(np.packbits(rows).tobytes()).hexdigest()}
+    ref, job = task.args
+    return replace(task, what=what, args=(ref, replace(job, asked=rows)), samples=new)
+
+
+def _partial(scorer: Scorer, asked: runner.Task | Output) -> reuse.Before | None:
+    """What the part has of this scorer from when other rows were asked for."""
+    names = frozenset({"uid", FAILED, *scorer.columns})
+    before = reuse.before(
+        STAGE, VERSION, asked.part, asked.folder, asked.what, inputs=frozenset({_ASKED}), columns=names
+    )
+    if before is None or any(before.table.schema[n] != dtype(k) for n, k in scorer.columns.items()):
+        return None
+    return before
 
 
 def _decoders(workers: int) -> Decoders:
@@ -228,6 +288,8 @@ class _Job:
     """Narrowed to the part."""
     part: Part
     device: str
+    asked: Mask | None = None
+    """The rows to compute; None takes all."""
 
 
 _opened: dict[tuple[bytes, str], Callable[[Batch], Mapping[str, Any]]] = {}
@@ -260,10 +322,10 @@ def _score_part(
     import polars as pl
 
     scorer = ref.load()
-    rows = Rows(job.pool, job.part, scorer)
-    before = _before(scorer, output) if decoders is not None else None
+    rows = Rows(job.pool, job.part, scorer, job.asked)
+    before = _before(scorer, output) if decoders is not None else _partial(scorer, output)
     if before is not None and before.whole():
-        rows.keep(before)
+        (rows.keep if decoders is not None else rows.keep_asked)(before)
     pieces: dict[str, list[pl.Series]] = {name: [] for name in scorer.columns}
     batches = rows.with_images(decoders, job.part, scorer) if decoders is not None else rows.batches(scorer.rows)
     for at, batch in batches:
@@ -283,8 +345,10 @@ def _score_part(
     columns += [rows.codes] if rows.made_of is None else [rows.codes, rows.made_of]
     table = pl.DataFrame(columns)
     write_table(output, f"{job.part.name}.parquet", table.to_arrow())
-    failed = rows.codes.len() - rows.codes.null_count()
-    return {"samples": len(table), "ok": len(table) - failed, "failed": failed}
+    unasked = int((rows.codes == NOT_ASKED).sum())
+    failed = rows.codes.len() - rows.codes.null_count() - unasked
+    counts = {"samples": len(table), "ok": len(table) - failed - unasked, "failed": failed}
+    return counts | ({"unasked": unasked} if unasked else {})
 
 
 def _column(scorer: Scorer, name: str, kind: str, answer: Mapping[str, Any], rows: int) -> pl.Series:

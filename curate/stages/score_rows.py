@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from curate.pixels import Decoders
 
 _STORED = "stored_sha256"
+NOT_ASKED = "not_asked"
+"""The code of a row that was not computed because nobody asked for it."""
 
 
 def over_pixels(scorer: Scorer) -> bool:
@@ -63,7 +65,7 @@ class _Prepare:
 class Rows:
     """The rows of one part with all that a scorer needs of them."""
 
-    def __init__(self, pool: Pool, part: Part, scorer: Scorer) -> None:
+    def __init__(self, pool: Pool, part: Part, scorer: Scorer, asked: npt.NDArray[np.bool_] | None = None) -> None:
         import numpy as np
         import polars as pl
 
@@ -86,6 +88,8 @@ class Rows:
                 absent = "no_caption" if column.name == "caption" else "no_value"
                 cause = frame[FAILED].cast(pl.String).fill_null(absent)
                 self._fail(pl.select(pl.when(frame[column.name].is_null()).then(cause)).to_series())
+        if asked is not None:
+            self._fail(pl.select(pl.when(pl.Series(~asked)).then(pl.lit(NOT_ASKED))).to_series())
         self.ready = self.good & frame[FAILED].is_null().to_numpy()
         """Rows that have everything, but their image may turn out broken."""
         self.made_of = self._digests(frame[_STORED]) if _STORED in read else None
@@ -105,6 +109,13 @@ class Rows:
         """Take over the rows of `before` that were made of the same."""
         assert self.made_of is not None
         self.before, self.kept = before, before.rows(self.uids, self.made_of)
+
+    def keep_asked(self, before: reuse.Before) -> None:
+        """Take over all rows of `before`, which is of the same part, that were computed there."""
+        import numpy as np
+
+        there = (before.table[FAILED].fill_null("") != NOT_ASKED).to_numpy()
+        self.before, self.kept = before, np.where(there, np.arange(len(there)), -1)
 
     def _fail(self, codes: pl.Series) -> None:
         """Take over the codes of rows that have none yet."""
@@ -129,7 +140,7 @@ class Rows:
         """(rows passed, batch of those that have everything), cut at fixed rows."""
         import numpy as np
 
-        good = self.good
+        good = self.good & (self.kept < 0)
         for start in range(0, len(good), rows):
             stop = min(start + rows, len(good))
             chosen = start + np.flatnonzero(good[start:stop])

@@ -16,7 +16,8 @@ from curate.pool import open_pool
 from curate.recipe import Group, parse_rule
 from curate.stages import decide
 from curate.stages.decide import DROP, KEEP, UNJUDGED, Decisions
-from curate.stages.samples import PoolFigures, Samples, SamplesLeft
+from curate.stages.figures import PoolFigures, SamplesLeft
+from curate.stages.samples import Samples
 from tests.pools import make_metadata
 
 VALUES = (KEEP, DROP, UNJUDGED)
