@@ -286,10 +286,12 @@ def write(path: Path, pairs: Pairs) -> None:
     if not len(pairs):
         raise InputError(str(path), "would hold no uid, and is not written", hint="no sample is left")
     ordered = pairs if is_ordered(pairs) else pairs[uids.sort_order(pairs)]
-    receipts.write_file(path, b"".join(_pieces(form, np.ascontiguousarray(ordered))))
+    receipts.write_file(path, b"".join(pieces(form, ordered)))
 
 
-def _pieces(form: str, pairs: Pairs) -> Iterator[Any]:
+def pieces(form: str, pairs: Pairs) -> Iterator[Any]:
+    """The bytes of a file of that form with these uids, in their order, some at a time."""
+    pairs = np.ascontiguousarray(pairs)
     if form == "npy":
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(

@@ -53,14 +53,15 @@ class UidList:
         """How many samples are wanted, copies counted."""
         return len(self.pairs)
 
-    def said(self) -> UidList:
-        """Itself, after its user was told that it was not in order, and of copies."""
+    def said(self, *, copies: bool = True) -> UidList:
+        """Itself, after its user was told that it was not in order and, with `copies`, of these."""
         if not self.ordered:
             why = "DataComp's resharder.py would write other samples than it names"
             log.warning("%s: is not in uid order; it was sorted here (%s)", self.name, why)
-        if further := self.samples - len(self.uids):
-            copies, several = plural(further, "further copy", "further copies"), int((self.copies > 1).sum())
-            log.info("%s: %s of %s: a uid counts as often as it stands", self.name, copies, plural(several, "uid"))
+        further = self.samples - len(self.uids) if copies else 0
+        if further:
+            more, several = plural(further, "further copy", "further copies"), int((self.copies > 1).sum())
+            log.info("%s: %s of %s: a uid counts as often as it stands", self.name, more, plural(several, "uid"))
         return self
 
     def share(self, rows: Pairs) -> tuple[Counts, int]:

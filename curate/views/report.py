@@ -70,6 +70,7 @@ def report(
     pool, is no file or holds something else.
     """
     _check_out(pool, out)
+    selection.need_decisions()
     if not allow_stale:
         check_fresh(pool, selection)
     found = evidence.gather(pool, selection, rows=rows, seed=seed)

@@ -48,7 +48,7 @@ def status(pool: Pool) -> dict[str, Any]:
         "download": fetches.told(fetched, pool, made) if fetched and pool.shards else None,
         "models": _models(pool),
         "scores": _scores(pool),
-        "selections": _selections(pool),
+        "selections": selections(pool),
         "unreadable": unreadable,
         "missing": [
             {"path": str(path), "found": what}
@@ -117,7 +117,8 @@ def _folders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
 
 
-def _selections(pool: Pool) -> list[dict[str, Any]]:
+def selections(pool: Pool) -> list[dict[str, Any]]:
+    """The pool's selections: name, counts, which one is the latest, which are of an older state of the pool."""
     names = selection.names(pool.layout)
     latest = None
     if (pool.layout.selections / "latest.json").is_file():
