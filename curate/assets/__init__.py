@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from curate.assets.check import checked, hashed
-from curate.assets.fetch import fetch
 from curate.assets.registry import REGISTRY, Asset, PublishedFile
+from curate.assets.transfer import fetch
 from curate.errors import InputError, UnknownName, no_such
 
 __all__ = ["REGISTRY", "Asset", "PublishedFile", "cache", "find", "find_all", "give", "located", "not_asked_for"]

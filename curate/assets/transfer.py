@@ -121,9 +121,8 @@ class _Part:
             if begin == 0:
                 said = {"digest": self._digest, "validator": validator}
                 self._note.write_text(json.dumps(said), encoding="utf-8")
-            out = self.path.open("ab" if begin else "wb")
-        with out:
-            yield out
+            with self.path.open("ab" if begin else "wb") as out:
+                yield out
 
     def drop(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -221,11 +220,8 @@ def _pour(answer: Any, part: _Part, begin: int, total: int | None, file: Publish
                 have += len(block)
                 if have > file.most:
                     raise _Refused(f"more than {file.most} bytes")
-                with disk(part.path):
-                    out.write(block)
+                out.write(block)
                 shown.advance(len(block))
-            with disk(part.path):
-                out.flush()
     finally:
         shown.finish()
     if total is not None and have < total:
