@@ -181,6 +181,79 @@ def test_files_that_are_refused(text: str, said: str) -> None:
     assert error.value.exit_code == 2
 
 
+TWO = """
+[[rule]]
+use = "clipscore"
+model = "tiny"
+
+[[rule]]
+any = [{use = "basic", language = ""}, {not = [{use = "language"}]}]
+
+[[rule]]
+use = "random"
+fraction = 0.5
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ("", {}),
+        ("min=0.3", {0: "clipscore:min=0.3,model=tiny"}),
+        ("model=a:b/c,source=own", {0: "clipscore:model=a:b/c,source=own"}),
+        ("clipscore.among=left", {0: "clipscore:model=tiny,among=left"}),
+        # of several, the one that the recipe sets it for
+        ("language=de", {1: "any(basic:language=de; not(language))"}),
+        ("language.language=de", {1: "any(basic:language=; not(language:language=de))"}),
+        ("fraction=0.1, seed = 3", {2: "random:fraction=0.1,seed=3"}),
+    ],
+)
+def test_settings_after_a_recipes_name(tmp_path: Path, settings: str, changed: dict[int, str]) -> None:
+    (tmp_path / "two.toml").write_text(TWO)
+    texts = [step.text for step in recipe.read(f"{tmp_path / 'two.toml'}" + (settings and f":{settings}"))]
+    plain = ["clipscore:model=tiny", "any(basic:language=; not(language))", "random:fraction=0.5"]
+    assert texts == [changed.get(i, text) for i, text in enumerate(plain)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "hint"),
+    [
+        ("tpo=0.1", "no setting 'tpo'", "did you mean 'top'?"),
+        ("clipscore.tpo=0.1", "no setting 'clipscore.tpo'", "did you mean 'clipscore.top'?"),
+        ("clipscor.top=0.1", "no setting 'clipscor.top'", "did you mean 'clipscore.top'?"),
+        ("basic.top=0.1", "no setting 'basic.top'", None),
+        ("among=left", "several rules have among (clipscore, basic, language)", "write clipscore.among= or "),
+        ("top", "'top' is not key=value", "curate filter --recipe "),
+        ("top=0.1,top=0.2", "top is given twice", "a list is a+b"),
+        ("top=abc", "rule 1: rule clipscore: top must be a number (found 'abc')", "curate rules clipscore"),
+        ("top=0.1,min=0.1", "rule 1: rule clipscore: min and top exclude each other", "curate rules clipscore"),
+        ("n=5", "rule 3: rule random: wants either fraction or n", "curate rules random"),
+    ],
+)
+def test_settings_of_a_recipe_that_are_refused(tmp_path: Path, settings: str, said: str, hint: str | None) -> None:
+    (tmp_path / "two.toml").write_text(TWO)
+    with pytest.raises(InputError) as error:
+        recipe.read(f"{tmp_path / 'two.toml'}:{settings}")
+    assert said in str(error.value)
+    assert (error.value.hint or "").startswith(hint or "")
+
+
+def test_a_setting_of_two_rules_of_one_name_has_no_way_to_say_which() -> None:
+    twice = "[[rule]]\nuse = 'clipscore'\nmin = 0.1\n[[rule]]\nuse = 'clipscore'\nmin = 0.2"
+    with pytest.raises(InputError, match=r"several rules have min \(clipscore\)") as error:
+        parse(twice, "here", {"min": "0.3"})
+    assert error.value.hint == "copy the recipe to a TOML file of your own, and set it there"
+
+
+def test_the_same_settings_make_the_same_recipe() -> None:
+    shipped = recipe.read("datacomp/clip_score:model=ViT-B-32/openai,min=0.28")
+    assert shipped.digest == Recipe(shipped.steps, keep_same_uid=True).digest
+    assert shipped.steps == (parse_rule("clipscore:model=ViT-B-32/openai,min=0.28,ties=datacomp"),)
+    with pytest.raises(InputError, match="no recipe 'datacomp/clip_scor'") as error:
+        recipe.read("datacomp/clip_scor:min=0.3")
+    assert error.value.hint == "did you mean 'datacomp/clip_score'?"
+
+
 def test_recipes_and_rules_follow_one_another(tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text("[[rule]]\nuse = 'clipscore'\nmin = 0.2")
     (tmp_path / "two.toml").write_text("keep_same_uid = true\n[[rule]]\nuse = 'dedup'")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -62,14 +63,47 @@ def test_datacomps_cut(top: float) -> None:
     assert outcome.count("kept") > 500 * top
 
 
-def test_datacomps_cut_past_the_last_score_keeps_all_that_have_one() -> None:
+def test_datacomps_cut_at_top_1_is_where_its_code_fails(caplog: pytest.LogCaptureFixture) -> None:
     frame = pool([0.1, None, 0.3])
+    with pytest.raises(IndexError):
+        -np.sort(-frame["similarity"].to_numpy())[int(3 * 1.0)]
     assert judged(ClipScore(top=1.0, ties="datacomp"), frame) == ["kept", None, "kept"]
+    assert "all that have a score are kept" in caplog.text
 
 
-def test_min_compares_in_single_precision() -> None:
-    frame = pool([0.28, np.nextafter(np.float32(0.28), np.float32(0)), 0.3, None])
-    assert judged(ClipScore(min=0.28), frame) == ["kept", "below_min", "kept", None]
+@pytest.mark.parametrize("top", [0.25, 0.4, 0.5, 0.6, 0.75, 0.99])
+def test_datacomps_cut_among_samples_without_a_score(top: float, caplog: pytest.LogCaptureFixture) -> None:
+    values = np.array([0.1, np.nan, 0.3, np.nan, 0.2], np.float32)
+    threshold = -np.sort(-values)[int(len(values) * top)]
+    frame = pool([None if np.isnan(v) else v for v in values])
+    outcome = judged(ClipScore(top=top, ties="datacomp"), frame)
+    assert [o == "kept" for o in outcome] == (values >= threshold).tolist()
+    assert [o is None for o in outcome] == np.isnan(values).tolist()
+    assert ("none is kept" in caplog.text) == bool(np.isnan(threshold))
+
+
+def test_datacomps_cut_in_double_precision() -> None:
+    close = [0.3, np.nextafter(0.3, 1), np.nextafter(0.3, 0)]
+    frame = pl.DataFrame({"uid": uids(3), "similarity": pl.Series(close, dtype=pl.Float64)})
+    assert judged(ClipScore(top=0.34, ties="datacomp"), frame) == ["kept", "kept", "below_top"]
+
+
+def test_datacomps_cut_where_files_have_either_precision() -> None:
+    single = np.float32(0.3)
+    cut = np.nextafter(float(single), 1)  # in single precision it would be the same
+    joined = pl.DataFrame({"uid": uids(2), "similarity": pl.Series([cut, float(single)], dtype=pl.Float64)})
+    [condition] = ClipScore(top=0.4, ties="datacomp").keep(FakeFigures(joined)).values()
+    file = pl.DataFrame({"similarity": pl.Series([single], dtype=pl.Float32)})
+    assert file.select(kept=condition)["kept"].to_list() == [bool(single.astype(np.float64) >= cut)] == [False]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(pl.Float32, np.float32), (pl.Float64, np.float64)])
+def test_min_compares_in_the_columns_own_precision(dtype: type[pl.DataType], kind: type[np.floating[Any]]) -> None:
+    least = kind(0.28)
+    values = [least, np.nextafter(least, kind(0)), kind(0.3), np.float32(0.28), None]
+    frame = pl.DataFrame({"uid": uids(5), "similarity": pl.Series(values, dtype=dtype)})
+    stays = "kept" if kind(np.float32(0.28)) >= least else "below_min"
+    assert judged(ClipScore(min=0.28), frame) == ["kept", "below_min", "kept", stays, None]
 
 
 def test_defaults_settle_on_the_pool() -> None:

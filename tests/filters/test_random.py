@@ -64,6 +64,12 @@ def test_equal_chance_goes_to_the_lower_row() -> None:
     assert Random(n=2).draw(FakeLeft(table)).copies.tolist() == [1, 1, 0, 0, 0]
 
 
+def test_all_are_kept_without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = left(5, 4)
+    monkeypatch.setattr(FakeLeft, "chance", None)
+    assert kept(pool, fraction=1.0) == kept(pool, n=5) == set(pool.table["uid"])
+
+
 def test_every_draw_is_even() -> None:
     hits = np.zeros(50)
     pool = left(50)
