@@ -174,7 +174,7 @@ def _parquet(path: Path) -> Pairs:
                 _fill(path, some, batch.columns, filled)
                 filled += len(batch)
     except pa.ArrowException as error:
-        raise InputError(str(path), f"is not a readable Parquet file ({error})") from error
+        raise InputError(str(path), f"is not a readable Parquet file ({error})", hint=_HINT) from error
     return pairs
 
 

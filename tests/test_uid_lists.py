@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import uid_files, uid_lists, uids
+from curate.errors import InputError
 from curate.uid_lists import UidList
 
 SUFFIXES = (".npy", ".bin", ".memmap", ".parquet", ".txt")
@@ -109,7 +110,7 @@ def test_text_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert uids.to_hex(uid_lists.read(tmp_path / "list.txt").pairs) == words
     words[40] = "g" * 32
     (tmp_path / "list.txt").write_text("\n".join(words))
-    with pytest.raises(uid_files.InputError, match="line 41: 'gggggg"):
+    with pytest.raises(InputError, match="line 41: 'gggggg"):
         uid_lists.read(tmp_path / "list.txt")
 
 

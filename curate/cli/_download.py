@@ -85,12 +85,16 @@ def ask_for_rows(made: Plan, workers: int, *, yes: bool) -> None:
 
 
 def named(root: Path, selection: str | None) -> str | None:
-    """The name of the selection that is meant: `latest` is the one made last. Raises InputError for none such."""
+    """The name of the selection that is meant: `latest` is the one made last; a uid list's file stays as it is.
+
+    Raises InputError for none such.
+    """
     from curate.pool.layout import Layout
     from curate.selection import load
+    from curate.uid_lists import is_file_name
 
-    if selection is None:
-        return None
+    if selection is None or is_file_name(selection):
+        return selection
     return load(Layout(root, root), None if selection == "latest" else selection).name
 
 

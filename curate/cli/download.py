@@ -56,7 +56,10 @@ def download(
         bool, typer.Option("--embeddings", help="DataComp's published vectors too, also onto a pool that is there.")
     ] = False,
     selection: Annotated[
-        str | None, typer.Option("--selection", help="Fetch only what this selection kept (latest: the last one).")
+        str | None,
+        typer.Option(
+            "--selection", help="Fetch only what this selection kept (latest: the last one), or a uid list."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Fetch the first N rows only.", min=1)] = None,
     sample: Annotated[
