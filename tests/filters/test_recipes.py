@@ -1,9 +1,13 @@
-"""The shipped recipes: each parses, says what it is for, and runs on a small pool."""
+"""The shipped recipes: each parses, says what it is for, and runs on a small pool.
+
+That `datacomp/*` keep what DataComp's code keeps, byte for byte, is shown in tests/datacomp.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import assets, models, receipts, recipe
-from curate.pool import Pool
+from curate.pool import Pool, open_pool
 from curate.shards import write_table
 from curate.stages.filter import Outcome, Request, filter_pool
 from curate.stages.needs import Means
-from tests.pools import make_pool
+from tests.pools import make_metadata, make_pool
+
+from .fakes import uids
+from .wordnet import make_wordnet
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHARDS, ROWS = 2, 10
@@ -121,6 +128,100 @@ def test_safe_runs_with_the_published_heads(tmp_path: Path, monkeypatch: pytest.
     assert [line["rule"] for line in funnel] == ["basic", "nsfw", "watermark"]
     assert sum(outcome.selection.counts[k] for k in ("kept", "dropped", "unjudged")) == 3
     assert [line["unjudged"] for line in funnel] == [{}, {}, {}]
+
+
+# --- DataComp's -------------------------------------------------------------------------------------------
+
+CAPTIONS = ["a photo of two dogs", "zwei Hunde und ein dog stehen auf der Wiese", "a photo of a cat on the mat", "dogs", "the very best offers"]
+
+
+def metadata(folder: Path) -> tuple[Pool, list[str]]:
+    """A pool of ten rows and their uids: CAPTIONS with rising scores, then the first five once more."""
+    names = uids(5)
+    rows = [
+        {
+            "uid": names[i % 5],
+            "url": f"https://images.example/{i}.jpg",
+            "text": CAPTIONS[i % 5],
+            "original_width": 300,
+            "original_height": 200 - (i == 2),
+            "clip_b32_similarity_score": np.float32(0.26 + i / 100),
+            "clip_l14_similarity_score": np.float32(i / 100),
+        }
+        for i in range(10)
+    ]
+    make_metadata(folder, rows)
+    return open_pool(folder), names
+
+
+def chosen(pool: Pool, name: str) -> list[str]:
+    """The sorted uid list of a recipe's selection, as hex digits."""
+    stored = np.load(run(pool, name).selection.folder / "uids.npy")
+    return [f"{high:016x}{low:016x}" for high, low in stored.tolist()]
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The assets of the text baselines: a real language model, a made-up WordNet with a dog on the list."""
+    model = SHARED / "fasttext-lid" / "lid.176.ftz"
+    if not model.is_file():
+        pytest.skip(f"no {model}")
+    offsets = make_wordnet(tmp_path / "wordnet.zip")
+    (tmp_path / "synsets.txt").write_text(f"n{offsets['n']['dog']:08d}\n")
+    monkeypatch.setattr(assets, "_given", {})
+    assets.give(
+        {
+            "fasttext-lid": [model],
+            "wordnet": [tmp_path / "wordnet.zip"],
+            "imagenet21k-synsets": [tmp_path / "synsets.txt"],
+        }
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in recipe.shipped() if n.startswith("datacomp/")])
+def test_datacomps_recipes_keep_copies(name: str) -> None:
+    assert recipe.read(name).keep_same_uid
+
+
+def test_no_filter_keeps_all_and_copies_too(tmp_path: Path) -> None:
+    pool, names = metadata(tmp_path)
+    assert chosen(pool, "datacomp/no_filter") == sorted(names * 2)
+
+
+def test_clip_score_keeps_one_more_than_a_fraction(tmp_path: Path) -> None:
+    pool, names = metadata(tmp_path)
+    assert chosen(pool, "datacomp/clip_score") == sorted(names[1:])
+    assert chosen(pool, "datacomp/clip_score:top=0.1") == sorted(names[3:])
+    assert chosen(pool, "datacomp/clip_score:model=ViT-B-32/openai,min=0.33") == sorted(names[2:])
+
+
+def test_random_subset_is_a_quarter_under_a_seed(tmp_path: Path) -> None:
+    pool, _ = metadata(tmp_path)
+    assert len(chosen(pool, "datacomp/random_subset")) == 2
+    half = chosen(pool, "datacomp/random_subset:fraction=0.5,seed=1")
+    assert len(half) == 5
+    assert half == chosen(pool, "datacomp/random_subset:fraction=0.5,seed=1")
+
+
+@pytest.mark.usefixtures("given")
+def test_text_baselines(tmp_path: Path) -> None:
+    pool, names = metadata(tmp_path / "pool")
+    assert set(chosen(pool, "datacomp/text_based")) == {names[0], names[3]}
+    assert set(chosen(pool, "datacomp/text_based:language=")) == {names[0], names[1], names[3]}
+    assert set(chosen(pool, "datacomp/basic_filter")) == {names[0], names[2], names[4]}
+    assert chosen(pool, "datacomp/basic_filter").count(names[2]) == 1
+
+
+@pytest.mark.usefixtures("given")
+def test_laion2b_says_who_said_the_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcld3", None)
+    pool, names = metadata(tmp_path / "pool")
+    outcome = run(pool, "datacomp/laion2b")
+    assert outcome.selection.raw["rules"][1].startswith("language:language_model=")
+    [_, language] = outcome.selection.raw["recipe"]["steps"]
+    assert language["settings"]["detector"] == "fasttext"
+    assert set(chosen(pool, "datacomp/laion2b")) <= {names[0], names[2], names[3], names[4]}
+    assert names[0] in chosen(pool, "datacomp/laion2b")
 
 
 def _watermark_weights(path: Path) -> None:
