@@ -158,14 +158,10 @@ def _tensor(
     """A view of a storage, which lies within it and is no larger."""
     if not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)) or len(shape) != len(strides):
         raise ValueError("a tensor of no shape")
-    size = math.prod(shape)
-    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if size and (last >= len(storage) or size > len(storage)):
-        raise ValueError(f"a tensor {shape} reaches out of its {len(storage)} values")
-    width = storage.itemsize
-    return np.lib.stride_tricks.as_strided(
-        storage[offset:], shape, tuple(s * width for s in strides), writeable=False
-    )
+    if math.prod(shape) > len(storage):  # as it could be with steps of 0
+        raise ValueError(f"a tensor {shape} of {len(storage)} values")
+    steps = [step * storage.itemsize for step in strides]
+    return np.ndarray(shape, storage.dtype, storage, offset * storage.itemsize, steps)  # which looks to the bounds
 
 
 def _text_bytes(text: str, encoding: str) -> bytes:

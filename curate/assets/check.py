@@ -23,9 +23,10 @@ def checked(asset: Asset, file: PublishedFile, path: Path, *, remember: bool = F
     With `remember` a note beside it spares later calls the reading, until the file is written or replaced.
     """
     note = path.with_name(f".{path.name}.checked")
-    if remember and (known := _noted(note, path, file.digest)):
-        return known
     before = _state(path)
+    key = _key(path, before, file.digest)
+    if known := _seen.get(key) or (_noted(note, before, file.digest) if remember else None):
+        return known
     sha256, wrong = compared(file, path)
     if wrong:
         raise InputError(
@@ -33,8 +34,10 @@ def checked(asset: Asset, file: PublishedFile, path: Path, *, remember: bool = F
             f"is not the published {asset.name} ({wrong})",
             hint=f"remove it to fetch the published file, or name one of your own: --asset {asset.name}=FILE",
         )
-    if remember and _state(path) == before:
-        _write(note, {**before, "digest": file.digest, "sha256": sha256})
+    if _state(path) == before:
+        _seen[key] = sha256
+        if remember:
+            _write(note, {**before, "digest": file.digest, "sha256": sha256})
     return sha256
 
 
@@ -53,10 +56,21 @@ def compared(file: PublishedFile, path: Path) -> tuple[str, str]:
 
 def hashed(path: Path) -> str:
     """The sha256 of a file. Raises InputError where it cannot be read."""
-    digest = hashlib.sha256()
-    for block in _blocks(path):
-        digest.update(block)
-    return digest.hexdigest()
+    key = _key(path, _state(path), "")
+    if key not in _seen:
+        digest = hashlib.sha256()
+        for block in _blocks(path):
+            digest.update(block)
+        _seen[key] = digest.hexdigest()
+    return _seen[key]
+
+
+_seen: dict[tuple[object, ...], str] = {}
+"""The sha256 of the files that this process has read: a command settles its rules more than once."""
+
+
+def _key(path: Path, state: dict[str, int], digest: str) -> tuple[object, ...]:
+    return (path, digest, *state.values())
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
@@ -69,19 +83,22 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def _state(path: Path) -> dict[str, int]:
-    """What changes when a file is written or replaced."""
-    s = path.stat()
+    """What changes when a file is written or replaced. Raises InputError where it is not there."""
+    try:
+        s = path.stat()
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror or error})") from error
     return {"size": s.st_size, "mtime_ns": s.st_mtime_ns, "ctime_ns": s.st_ctime_ns, "inode": s.st_ino}
 
 
-def _noted(note: Path, path: Path, digest: str) -> str | None:
+def _noted(note: Path, state: dict[str, int], digest: str) -> str | None:
     """The sha256 in the note, if that is of this very file and this publication."""
     try:
         said: Any = json.loads(note.read_bytes())
         sha256 = said.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
-    return str(sha256) if said == {**_state(path), "digest": digest} else None
+    return str(sha256) if said == {**state, "digest": digest} else None
 
 
 def _write(note: Path, said: dict[str, Any]) -> None:

@@ -73,6 +73,7 @@ def test_a_cached_file_is_read_once_until_it_changes(
         return compared(file, path)
 
     monkeypatch.setattr(check, "compared", read)
+    monkeypatch.setattr(check, "_seen", {})  # as in another process
     assert assets.find("thing")[1] == SHA256
     assert reads == []
     times = path.stat()
@@ -83,11 +84,28 @@ def test_a_cached_file_is_read_once_until_it_changes(
     assert reads == [path]
 
 
+def test_a_file_elsewhere_is_read_once_a_process(
+    cache: Path, tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    mine = put(tmp_path, "mine")
+    assets.give({"thing": [mine]})
+    assert assets.find("thing")[1] == SHA256
+    monkeypatch.setattr(check, "_blocks", lambda path: iter([b"read again"]))
+    assert assets.find("thing")[1] == SHA256
+    put(tmp_path, "mine")
+    assert assets.find("thing")[1] == hashlib.sha256(b"read again").hexdigest()
+    mine.unlink()
+    with pytest.raises(InputError, match="mine: cannot be read"):
+        assets.find("thing")
+
+
 @pytest.mark.parametrize("note", [b"", b"[]", b"\xff", b'{"sha256": "00"}'])
 def test_a_note_that_says_something_else_counts_for_nothing(cache: Path, publish: Publish, note: bytes) -> None:
     publish()
     put(cache)
     (cache / ".thing.bin.checked").write_bytes(note)
+    check._seen.clear()
     assert assets.find("thing")[1] == SHA256
     assert json.loads((cache / ".thing.bin.checked").read_text())["sha256"] == SHA256
 
