@@ -132,7 +132,13 @@ def test_safe_runs_with_the_published_heads(tmp_path: Path, monkeypatch: pytest.
 
 # --- DataComp's -------------------------------------------------------------------------------------------
 
-CAPTIONS = ["a photo of two dogs", "zwei Hunde und ein dog stehen auf der Wiese", "a photo of a cat on the mat", "dogs", "the very best offers"]
+CAPTIONS = [
+    "a photo of two dogs",
+    "zwei Hunde und ein dog stehen auf der Wiese",
+    "a photo of a cat on the mat",
+    "dogs",
+    "the very best offers",
+]
 
 
 def metadata(folder: Path) -> tuple[Pool, list[str]]:
