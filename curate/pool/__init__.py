@@ -7,7 +7,7 @@ The samples of a pool are the rows of its metadata where it has any, else of its
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -194,7 +194,7 @@ class Pool:
             else:
                 if name not in maybe:
                     self.need_column(name, str(self.layout.root))
-                chosen.append(pl.lit(None, dtype=self._null_kind(name)).alias(name))
+                chosen.append(pl.lit(None, dtype=self.null_kind(name)).alias(name))
         frame = pl.scan_parquet(part.path, glob=False)
         if part.uids:
             frame = pl.concat([frame, pl.scan_parquet(part.uids, glob=False)], how="horizontal")
@@ -202,7 +202,7 @@ class Pool:
         # with_columns before select: a select of nothing but nulls would be one row
         return frame.with_columns(chosen).select(columns).with_columns(floats.fill_nan(None))
 
-    def _null_kind(self, name: str) -> pl.DataType | None:
+    def null_kind(self, name: str) -> pl.DataType | None:
         """The type of a column where it is missing: as in the parts that have it, for rules count on one."""
         import polars as pl
         import pyarrow as pa
@@ -213,6 +213,10 @@ class Pool:
         if kind is None or (name in NUMBERS and not _is_number(kind)):
             return None
         return pl.DataFrame(pa.schema([(name, kind)]).empty_table()).dtypes[0]
+
+    def each(self, change: Callable[[Pool], Pool]) -> Pool:
+        """What `change` makes of it; of several pools, of each."""
+        return change(self)
 
     def need_column(self, name: str, where: str) -> None:
         """Raise InputError, naming the columns that are there, unless some part has this one."""

@@ -38,9 +38,11 @@ def adopt(pool: Pool, *, workers: int) -> Pool:
     for shard in pool.shards:
         if not shard.ours:
             _add(tasks, shard.name, pool, [shard.tar, shard.foreign_table], _adopt_shard, (shard,))
-    for part in pool.parts:
-        if part.shard is None and not _has_uids(part):
-            _add(tasks, f"{part.name}.uids", pool, [part.path], _adopt_metadata, (part.path,))
+    files = [part for part in pool.parts if part.shard is None and part.name in pool.rows]
+    bare = [part for part in files if not _has_uids(part)]
+    # where other files have uids, one without is damaged: uids of another kind would name other samples
+    for part in bare if len(bare) == len(files) else []:
+        _add(tasks, f"{part.name}.uids", pool, [part.path], _adopt_metadata, (part.path,))
     if not tasks:
         return pool
     summary = runner.run(STAGE, VERSION, tasks, workers=min(workers, len(tasks)))
@@ -61,13 +63,9 @@ def _add(
 
 
 def _has_uids(part: Part) -> bool:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        return column_in(pq.read_schema(part.path).names, "uid") is not None
-    except (pa.ArrowException, OSError):
-        return True  # the pool names it as unreadable
+    return column_in(pq.read_schema(part.path).names, "uid") is not None
 
 
 def _adopt_shard(output: Output, tick: Tick, shard: Shard) -> Mapping[str, int]:

@@ -22,7 +22,7 @@ from curate.pool import Pool, adopt, reading
 from curate.recipe import Recipe
 from curate.selection import STAGE, VERSION, WHOLE, Selection
 from curate.shards import table_bytes
-from curate.stages import decide, needs, score
+from curate.stages import decide, joint, needs
 from curate.stages.decide import Decisions, Words
 from curate.stages.needs import Means, Work
 from curate.stages.samples import Ahead, Mask, PoolFacts, Samples, checked_vectors
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("curate.filter")
 
-_CODED = ("rule", "reason", "error_code", "copies")
-"""The columns of a decision that hold few different values."""
+_CODED = ("rule", "reason", "error_code")
+"""The columns of a decision that hold few different words."""
 
 Allow = Callable[[Work], None]
 """Raises InputError where a pass over pixels may not start."""
@@ -70,8 +70,7 @@ def settle(pool: Pool, recipe: Recipe, means: Means) -> tuple[Pool, Recipe]:
 
     Raises InputError for a column that no part has, before anything is computed.
     """
-    if not pool.joined or "uid" not in pool.columns or _needs_shards(pool, recipe):
-        pool = adopt.adopt(pool, workers=means.workers)
+    pool = pool.each(lambda one: adopt.adopt(one, workers=means.workers) if _to_adopt(one, recipe) else one)
     settled = recipe.settle(PoolFacts(pool))
     for step in settled:
         for rule in step.rules:
@@ -82,7 +81,9 @@ def settle(pool: Pool, recipe: Recipe, means: Means) -> tuple[Pool, Recipe]:
     return pool, settled
 
 
-def _needs_shards(pool: Pool, recipe: Recipe) -> bool:
+def _to_adopt(pool: Pool, recipe: Recipe) -> bool:
+    if not pool.joined or not pool.covered_by("uid"):
+        return True
     needs_ = [n for s in recipe for r in s.rules for n in r.needs]
     return any(not isinstance(n, Column) or n.name not in pool.columns for n in needs_)
 
@@ -125,7 +126,7 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
         if todo.pixels:
             allow(todo)
         summary = todo.run()
-        failed |= {name: str(error) for name, error in summary.failed.items()}
+        failed |= joint.what_failed(summary, todo.prefix)
         # what was computed is found by the next need through the same pool
         pool.forget()
     failed |= _without_vectors(pool, recipe)
@@ -166,20 +167,21 @@ def _not_left_empty(folder: Path) -> Iterator[None]:
 
 def _without_vectors(pool: Pool, recipe: Recipe) -> dict[str, str]:
     """The parts whose published vectors cannot be used, and why: rules over them leave those samples unjudged."""
-    samples = Samples(pool)
     found = {}
-    for source in (s for step in recipe for rule in step.rules for s in samples.published(rule.needs)):
-        for part in samples.parts:
-            try:
-                checked_vectors(source, part.name, pool.rows[part.name])
-            except PartError as error:
-                found[part.name] = str(error)
+    for share in (s for step in recipe for rule in step.rules for s in joint.shares(pool, rule.needs)):
+        samples = Samples(share.pool)
+        for source in samples.published(share.needs):
+            for part in samples.parts:
+                try:
+                    checked_vectors(source, part.name, share.pool.rows[part.name])
+                except PartError as error:
+                    found[share.prefix + part.name] = str(error)
     return found
 
 
 def _broken(pool: Pool, recipe: Recipe) -> dict[str, PartError]:
     """The parts that hold what cannot be read or is no uid, although their footers are whole."""
-    samples = Samples(pool)
+    samples = joint.samples_of(pool)
     found = {}
     for part in samples.parts:
         try:
@@ -221,30 +223,29 @@ def _inputs(pool: Pool, recipe: Recipe) -> dict[str, str]:
     Not of scores that are computed for some rows: which ones, depends on what was asked before, their values do
     not.
     """
-    samples = Samples(pool)
     read = {}
-    for step in recipe:
-        for rule in step.rules:
-            whole = [n for n in rule.needs if not (isinstance(n, Score) and samples.some_rows(n.scorer))]
-            for folder in samples.folders(whole):
-                known = {part: r.identity for part, r in receipts.receipts(folder).items()}
-                read[folder.name] = receipts.digest(known)
-            for source in samples.published(rule.needs):
-                known = {part.name: source.identity(part.name) for part in samples.parts}
-                read[f"{source.model} {source.side}"] = receipts.digest(known)
+    for share in (s for step in recipe for rule in step.rules for s in joint.shares(pool, rule.needs)):
+        samples = Samples(share.pool)
+        whole = [n for n in share.needs if not (isinstance(n, Score) and samples.some_rows(n.scorer))]
+        for folder in samples.folders(whole):
+            known = {part: r.identity for part, r in receipts.receipts(folder).items()}
+            read[share.prefix + folder.name] = receipts.digest(known)
+        for source in samples.published(share.needs):
+            known = {part.name: source.identity(part.name) for part in samples.parts}
+            read[f"{share.prefix}{source.model} {source.side}"] = receipts.digest(known)
     return read
 
 
 def _make(
     pool: Pool, recipe: Recipe, request: Request, name: str, what: Mapping[str, Any], failed: dict[str, str]
 ) -> None:
-    samples = Samples(pool)
+    samples = joint.samples_of(pool)
     inside = _inside(samples, request)
     texts = [step.text for step in request.recipe]
 
     def compute(scorer: Scorer, rows: Mapping[str, Mask]) -> None:
-        done = score.score_some(pool, scorer, rows, device=request.means.device, workers=request.means.workers)
-        failed.update({part: str(error) for part, error in done.failed.items()})
+        means = request.means
+        failed.update(joint.score_some(pool, scorer, rows, device=means.device, workers=means.workers))
 
     decisions = decide.decide(samples, recipe, texts=texts, inside=inside, compute=compute)
     folder = pool.layout.selection(name)
@@ -278,6 +279,7 @@ def _make(
         "funnel": decisions.funnel,
         "failed_parts": dict(failed),
         "pool": what["pool"],
+        **({"sources": told} if (told := joint.tallies(decisions)) else {}),
         "parts": {p.name: pool.rows[p.name] for p in samples.parts},
         "versions": {"curate": __version__},
     }
@@ -337,21 +339,29 @@ def _table(decisions: Decisions, index: int) -> _Table:
         "rule": _words(rule, decisions.rules),
         "reason": _words(decisions.reason[span], decisions.reasons),
         "error_code": _words(code, decisions.codes),
-        "value": pa.array(value, mask=np.isnan(value)),
-        "copies": pa.array(decisions.copies[span]),
+        "value": _array(pa.float32(), value, ~np.isnan(value)),
+        "copies": _array(pa.uint16(), decisions.copies[span]),
         "of": _of(decisions, span),
     }
     kept, unjudged = int((rule < 0).sum()), int((code >= 0).sum())
     dropped = len(rule) - kept - unjudged
     counts = {"samples": len(rule), "kept": kept, "unjudged": unjudged, "dropped": dropped}
-    return _Table(table_bytes(pa.table(columns), dictionaries=_CODED), counts)
+    return _Table(table_bytes(pa.table(columns), dictionaries=_CODED, small=("copies",)), counts)
+
+
+def _array(kind: pa.DataType, data: npt.NDArray[Any], valid: Mask | None = None) -> pa.Array:
+    """The numbers where they lie, null where they are not valid: pyarrow's own way looks at every row."""
+    import pyarrow as pa
+
+    bits = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    return pa.Array.from_buffers(kind, len(data), [bits, pa.py_buffer(np.ascontiguousarray(data))])
 
 
 def _words(numbers: npt.NDArray[np.int16], words: Words) -> pa.DictionaryArray:
     import pyarrow as pa
 
     kind = pa.int8() if len(words.words) <= np.iinfo(np.int8).max else pa.int16()
-    places = pa.array(numbers.astype(kind.to_pandas_dtype()), kind, mask=numbers < 0)
+    places = _array(kind, numbers.astype(kind.to_pandas_dtype()), numbers >= 0)
     return pa.DictionaryArray.from_arrays(places, pa.array(words.words, pa.string()))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from curate.plugins import blamed
 from curate.pool import Pool, need_shards, vectors
 from curate.progress import span
 from curate.recipe import Recipe, Rule
-from curate.stages import embed, score
+from curate.stages import embed, joint, score
 from curate.stages.samples import similarity_source
 from curate.stages.score_rows import over_pixels
 
@@ -50,6 +50,8 @@ class Work:
     run: Callable[[], runner.Summary]
     measure: Callable[[], float]
     """Seconds that it will take, measured on a few samples."""
+    prefix: str = ""
+    """What stands before the names of its parts where there are several pools."""
 
     def describe(self) -> str:
         """For the terminal."""
@@ -73,11 +75,12 @@ def plan(pool: Pool, recipe: Recipe, means: Means, *, whole: bool = True) -> Ite
     done: set[Path] = set()
     for step in recipe:
         for rule in step.rules:
-            for need in rule.needs:
-                for work in _for_need(pool, rule, need, means, whole):
-                    if work.where not in done:
-                        done.add(work.where)
-                        yield work
+            for share in joint.shares(pool, rule.needs):
+                for need in share.needs:
+                    for work in _for_need(share.pool, rule, need, means, whole):
+                        if work.where not in done:
+                            done.add(work.where)
+                            yield replace(work, what=work.what + share.of, prefix=share.prefix)
 
 
 def _for_need(pool: Pool, rule: Rule, need: Need, means: Means, whole: bool) -> Iterator[Work]:

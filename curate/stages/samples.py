@@ -191,7 +191,7 @@ class Samples:
             base = base.with_columns(_number(base, name) for name in raw).rename(
                 dict.fromkeys(raw, "similarity"), strict=False
             )
-        kinds = _kinds(needs)
+        kinds = score_kinds(needs)
         beside = [
             _typed(self.join.columns(results, part, wanted).drop(FAILED), kinds).lazy()
             for results, wanted in self._results(needs)
@@ -312,7 +312,7 @@ def _number(frame: pl.LazyFrame, name: str) -> pl.Expr:
     return pl.col(name) if kind.is_float() else pl.col(name).cast(pl.Float32, strict=False)
 
 
-def _kinds(needs: Sequence[Need]) -> dict[str, Any]:
+def score_kinds(needs: Sequence[Need]) -> dict[str, Any]:
     """The types of the columns that scores have, as far as their scorers name any."""
     found: dict[str, Any] = {"similarity": pl.Float32}
     for need in needs:

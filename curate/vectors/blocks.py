@@ -71,6 +71,11 @@ class Blocks:
     def __len__(self) -> int:
         return self.n
 
+    @property
+    def places(self) -> Int64:
+        """For each row the global row of `parts` that it is, -1 where it has no vector."""
+        return np.arange(self.n) if self._rows is None else self._rows
+
     def take(self, index: npt.ArrayLike) -> Blocks:
         """The view in which row i is row `index[i]` of this one (-1: a row of zeros)."""
         wanted = np.asarray(index, dtype=np.int64)
