@@ -17,7 +17,19 @@ import typer
 from curate.cli._common import printable
 from curate.errors import CurateError, UnknownName
 
-_GROUPS = ("download", "embed", "score", "filter", "selection", "subset", "views", "report", "assets", "demo")
+_GROUPS = (
+    "download",
+    "embed",
+    "score",
+    "filter",
+    "selection",
+    "centroids",
+    "subset",
+    "views",
+    "report",
+    "assets",
+    "demo",
+)
 
 _INTERRUPTED = 130
 
