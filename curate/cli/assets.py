@@ -64,13 +64,15 @@ def fetch(
     curate assets fetch fasttext-lid centroids:small
     """
     from curate.assets import REGISTRY, find, find_all
-    from curate.errors import UnknownName
+    from curate.errors import InputError, UnknownName
 
     rows: list[dict[str, str]] = []
     for text in names:
         name, _, variant = text.partition(":")
         if name not in REGISTRY:
             raise UnknownName("curate assets fetch", "published asset", name, REGISTRY)
+        if variant and not REGISTRY[name].variants:
+            raise InputError("curate assets fetch", f"{name} has no variants (found {variant!r})")
         files = [find(name, variant or None)] if REGISTRY[name].alone else find_all(name)
         rows += [{"asset": text, "path": str(path), "sha256": sha256} for path, sha256 in files]
     if as_json:
