@@ -88,9 +88,10 @@ def run(
     another process is writing is waited for at the end. What a part that failed now had from other settings or
     inputs is taken away, so that nobody reads it for what was asked, unless `keep_outdated`.
 
-    A worker does up to `lanes` parts at once; with `workers` 0 this process does them in so many `threads`; `shown(title, samples)` is the display of the progress. A part that
-    says nothing for `quiet` seconds is named, after `dead` seconds it is taken for dead with its worker. Without
-    `aloud` nothing is said of parts that are done again: they are what was asked for.
+    A worker does up to `lanes` parts at once; with `workers` 0 this process does them, in so many `threads`.
+    `shown(title, samples)` is the display of the progress. A part that says nothing for `quiet` seconds is named,
+    after `dead` seconds it is taken for dead with its worker. Without `aloud` nothing is said of parts that are
+    done again: they are what was asked for.
     """
     summary = Summary(stage, parts=len(tasks))
     for folder in {t.folder for t in tasks}:

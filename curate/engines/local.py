@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -84,22 +85,44 @@ def run(
     lanes: int = 1,
     quiet: float | None = None,
     dead: float | None = None,
+    threads: int = 1,
 ) -> Iterator[Result]:
     """The results of all calls as they end; each worker runs up to `lanes` of them at once.
 
     A call that neither ticks nor logs for `quiet` seconds is named in a warning; after `dead` seconds its worker is
-    killed, and it is tried again. With `workers` 0 the calls run here, one after the other, and nobody watches
-    them. Closing the iterator early (also by an exception in its consumer) ends the workers.
+    killed, and it is tried again. With `workers` 0 the calls run in this process, in so many `threads`, and nobody
+    watches them. Closing the iterator early (also by an exception in its consumer) ends the workers, and waits for
+    threads to end the calls that they are at.
     """
     if workers <= 0 or not calls:
-        for index, call in enumerate(calls):
-            yield _call_here(index, call, tick)
+        yield from _in_threads(calls, threads, tick) if threads > 1 < len(calls) else _in_turn(calls, tick)
         return
     pool = _Pool(calls, min(workers, len(calls)), lanes, tick, _Watch(quiet, dead))
     try:
         yield from pool.results()
     finally:
         pool.close()
+
+
+def _in_turn(calls: Sequence[Call], tick: Tick) -> Iterator[Result]:
+    for index, call in enumerate(calls):
+        yield _call_here(index, call, tick)
+
+
+def _in_threads(calls: Sequence[Call], threads: int, tick: Tick) -> Iterator[Result]:
+    turn = threading.Lock()
+
+    def tick_in_turn(done: int, failed: int = 0, news: Mapping[str, float] | None = None) -> None:
+        with turn:
+            tick(done, failed, news)
+
+    with ThreadPoolExecutor(min(threads, len(calls))) as pool:
+        ends = [pool.submit(_call_here, index, call, tick_in_turn) for index, call in enumerate(calls)]
+        try:
+            for end in as_completed(ends):
+                yield end.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _call_here(index: int, call: Call, tick: Tick) -> Result:

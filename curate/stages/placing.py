@@ -6,22 +6,31 @@ The plan is made from tables alone; no tar is opened.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from curate import uids
 from curate.errors import PartError
-from curate.pool import Part, Pool, Shard
+from curate.pool import FAILED, Pool, Shard
+from curate.stages.columns import ints
+
+if TYPE_CHECKING:
+    from curate.receipts import Receipt
+    from curate.stages.blurring import Boxes
 
 Pairs = npt.NDArray[np.void]
 Rows = npt.NDArray[np.int32]
 
 NOT_DOWNLOADED, PART_FAILED = "not_downloaded", "part_failed"
+READERS = 4
+"""Tables looked into at once."""
 BROKEN = frozenset({PART_FAILED, "lost"})
 """Causes that say that bytes which should be there are not."""
 
@@ -31,9 +40,15 @@ class Source:
     """What one new shard takes of one shard of the pool: rows of its table, and which copy of each."""
 
     shard: Shard
+    number: int
+    """Of the shard in the pool."""
     rows: Rows
     copies: Rows
     """The number of the copy, from 0, for each row."""
+    boxes: Sequence[list[list[float]] | None] | None = None
+    """The faces of each row; None where they do not matter."""
+    turned: bool = False
+    """Whether the boxes already lie as the stored pictures do, and not as the files that were downloaded."""
 
 
 @dataclass
@@ -54,6 +69,10 @@ class Plan:
     """What the numbers in `causes` stand for."""
     damaged: dict[str, PartError] = field(default_factory=dict)
     """Shards that hold wanted samples and cannot be read."""
+    held: dict[int, Receipt] = field(default_factory=dict)
+    """The receipts of the shards that are read from."""
+    boxes: Boxes | None = None
+    """The faces of each sample, where something is to be done with them."""
 
     @property
     def samples(self) -> int:
@@ -73,6 +92,37 @@ class Plan:
         cuts = [i * total // number for i in range(number + 1)] if number else []
         return [self._piece(ends, a, b) for a, b in pairwise(cuts)]
 
+    def without(self, lost: Pairs, causes: Sequence[str]) -> Plan:
+        """The plan without some of its samples (sorted uids), which are missing for these causes.
+
+        Of its boxes nothing more can be asked.
+        """
+        at = uids.find(lost, self.uids)
+        gone = at >= 0
+        codes = [*self.codes, *sorted(set(causes) - set(self.codes))]
+        numbers = np.array([codes.index(cause) for cause in causes], dtype=np.uint16)
+        missing = np.concatenate([self.missing, self.uids[gone]])
+        order = uids.sort_order(missing)
+        return replace(
+            self,
+            place=self.place[~gone],
+            row=self.row[~gone],
+            copies=self.copies[~gone],
+            uids=self.uids[~gone],
+            missing=missing[order],
+            causes=np.concatenate([self.causes, numbers[at[gone]]])[order],
+            codes=codes,
+        )
+
+    def source(self, which: npt.NDArray[np.intp], copies: Rows) -> Source:
+        """The `which`-th samples, all of one shard, as what a new shard takes of it."""
+        number = int(self.place[which[0]])
+        boxes, turned = None, False
+        if self.boxes is not None:
+            boxes = self.boxes.of(which)
+            turned = self.boxes.of_tables and bool(self.held[number].what.get("bbox_column"))
+        return Source(self.shards[number], number, self.row[which], copies, boxes, turned)
+
     def _piece(self, ends: npt.NDArray[np.int64], start: int, stop: int) -> list[Source]:
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         chosen = np.arange(first, last + 1)
@@ -84,9 +134,7 @@ class Plan:
         copies = (np.arange(len(repeated)) - runs + np.repeat(low, each)).astype(np.int32)
         places = self.place[repeated]
         breaks = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(repeated)]
-        return [
-            Source(self.shards[int(places[a])], self.row[repeated[a:b]], copies[a:b]) for a, b in pairwise(breaks)
-        ]
+        return [self.source(repeated[a:b], copies[a:b]) for a, b in pairwise(breaks)]
 
 
 def distinct(ordered: Pairs) -> tuple[Pairs, Rows]:
@@ -109,22 +157,25 @@ def make_plan(pool: Pool, wanted: Pairs, copies: Rows) -> Plan:
     codes = {NOT_DOWNLOADED: 0, PART_FAILED: 1}
     blind: dict[str, PartError] = {}
     damaged: dict[str, PartError] = {}
-    for number, shard in enumerate(pool.shards):
-        try:
-            hits, rows, failed = _wanted_rows(pool, shard, wanted)
-        except PartError as error:
-            blind[shard.name] = error
-            continue
-        hurt = damage(pool, shard)
-        stored = np.array([code is None for code in failed], dtype=np.bool_)
-        if hurt and stored.any():
-            damaged[shard.name] = hurt
-            failed, stored = [code or PART_FAILED for code in failed], np.zeros_like(stored)
-        causes[hits[~stored]] = [codes.setdefault(c, len(codes)) for c in failed if c is not None]
-        fresh, firsts = np.unique(hits[stored], return_index=True)
-        open_ = place[fresh] < 0
-        place[fresh[open_]] = number
-        row[fresh[open_]] = rows[stored][firsts[open_]]
+    held: dict[int, Receipt] = {}
+    with ThreadPoolExecutor(READERS) as readers:
+        for number, found in enumerate(readers.map(lambda shard: _look(pool, shard, wanted), pool.shards)):
+            name = pool.shards[number].name
+            if isinstance(found, PartError):
+                blind[name] = found
+                continue
+            stored, failed = found.stored, found.failed
+            if found.damage is not None and stored.any():
+                damaged[name] = found.damage
+                failed, stored = [code or PART_FAILED for code in failed], np.zeros_like(stored)
+            elif found.receipt is not None:
+                held[number] = found.receipt
+            if not stored.all():
+                causes[found.hits[~stored]] = [codes.setdefault(c, len(codes)) for c in failed if c is not None]
+            fresh, firsts = np.unique(found.hits[stored], return_index=True)
+            open_ = place[fresh] < 0
+            place[fresh[open_]] = number
+            row[fresh[open_]] = found.rows[stored][firsts[open_]]
     here = place >= 0
     if blind and not here.all():
         damaged |= blind
@@ -141,21 +192,56 @@ def make_plan(pool: Pool, wanted: Pairs, copies: Rows) -> Plan:
         causes[~here],
         list(codes),
         damaged,
+        held,
     )
 
 
-def _wanted_rows(pool: Pool, shard: Shard, wanted: Pairs) -> tuple[npt.NDArray[np.int64], Rows, list[str | None]]:
-    """Of the shard's rows that are wanted: place in `wanted`, row, error code or None."""
-    part = Part(shard.name, shard.table, shard=shard)
-    found = uids.find(wanted, pool.uids(part))
+@dataclass(frozen=True)
+class _Found:
+    """The rows of one shard that are wanted."""
+
+    hits: npt.NDArray[np.int64]
+    """Their places in the wanted list."""
+    rows: Rows
+    failed: list[str | None]
+    """Error codes, None where the image is stored."""
+    stored: npt.NDArray[np.bool_]
+    receipt: Receipt | None
+    damage: PartError | None
+
+
+def _look(pool: Pool, shard: Shard, wanted: Pairs) -> _Found | PartError:
+    """What a shard holds of the wanted samples; the error where its table cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = shard.table
+    try:
+        file = pq.ParquetFile(path)
+        names = [name for name in ("uid", FAILED) if name in file.schema_arrow.names]
+        if "uid" not in names:
+            return PartError(str(path), "has no column 'uid'")
+        table = file.read(columns=names, use_threads=False)
+        found = uids.find(wanted, uids.to_pairs(table["uid"]))
+    except FileNotFoundError:
+        return PartError(str(path), "is missing", hint="curate verify says what else is")
+    except (pa.ArrowException, OSError) as error:
+        return PartError(str(path), f"is not a readable Parquet file ({error})")
+    except ValueError as error:
+        return PartError(str(path), f"column 'uid': {error}")
     rows = np.flatnonzero(found >= 0).astype(np.int32)
-    return found[rows], rows, pool.failed(part).gather(rows).to_list() if len(rows) else []
+    failed: list[str | None] = [None] * len(rows)
+    if FAILED in names and table[FAILED].null_count < len(table):
+        failed = table[FAILED].cast(pa.string()).take(ints(rows)).to_pylist()
+    stored = np.array([code is None for code in failed], dtype=np.bool_)
+    receipt = pool.shard_receipt(shard) if len(rows) else None
+    hurt = damage(pool, shard, receipt) if len(rows) else None
+    return _Found(found[rows], rows, failed, stored, receipt, hurt)
 
 
-def damage(pool: Pool, shard: Shard) -> PartError | None:
-    """What is seen to be wrong with a shard's files without reading them, or None."""
+def damage(pool: Pool, shard: Shard, receipt: Receipt | None) -> PartError | None:
+    """What is seen to be wrong with a shard's files, for which `receipt` stands, without reading them, or None."""
     hint = f"curate verify --pool {pool.layout.root} says what else is"
-    receipt = pool.shard_receipt(shard)
     if receipt is None:
         return PartError(str(shard.tar), "has no receipt that can be read", hint=hint)
     if not shard.tar.is_file():
@@ -165,28 +251,44 @@ def damage(pool: Pool, shard: Shard) -> PartError | None:
     return next((PartError(str(path), what, hint=hint) for path, what in found if what), None)
 
 
-def bytes_about(pool: Pool, plan: Plan) -> int:
+def bytes_about(plan: Plan) -> int:
     """About how many bytes the plan copies: each shard's tar by the share of its images that is wanted."""
     total = 0.0
     counts = np.bincount(plan.place, weights=plan.copies, minlength=len(plan.shards))
-    for shard, wanted in zip(plan.shards, counts, strict=True):
-        if wanted:
-            receipt = pool.shard_receipt(shard)
-            counted = receipt.counts if receipt else {}
-            total += shard.tar.stat().st_size * wanted / max(counted.get("ok", counted.get("kept", 0)), 1)
+    for number, receipt in plan.held.items():
+        stored = receipt.counts.get("ok", receipt.counts.get("kept", 0))
+        total += plan.shards[number].tar.stat().st_size * counts[number] / max(stored, 1)
     return int(total)
 
 
-def fingerprint(pool: Pool, sources: Sequence[Source]) -> dict[str, Any]:
-    """What a new shard depends on: the shards that it takes from, and the rows of them."""
+def known(plan: Plan, number: int) -> str | list[str]:
+    """What a shard of the pool is known by: its receipt's identity and, of a foreign one, what it was made of."""
+    receipt = plan.held[number]
+    return receipt.identity if plan.shards[number].ours else [receipt.identity, receipt.fingerprint]
+
+
+def fingerprint(plan: Plan, sources: Sequence[Source]) -> dict[str, Any]:
+    """What a new shard depends on: the shards that it takes from, the rows of them, and the boxes of these."""
     rows = hashlib.sha256()
-    inputs = {}
     for source in sources:
-        receipt = pool.shard_receipt(source.shard)
-        if receipt is None:
-            raise PartError(str(source.shard.tar), "has no receipt", hint="run the same command again")
-        own = source.shard.ours
-        inputs[source.shard.name] = receipt.identity if own else [receipt.identity, receipt.fingerprint]
         for numbers in (source.rows, source.copies):
             rows.update(len(numbers).to_bytes(8, "little") + numbers.astype("<i4").tobytes())
-    return {"inputs": inputs, "rows": rows.hexdigest()}
+        if source.boxes is not None:
+            rows.update(json.dumps([source.turned, source.boxes]).encode())
+    return {"inputs": {s.shard.name: known(plan, s.number) for s in sources}, "rows": rows.hexdigest()}
+
+
+def holes(shards: Sequence[Shard]) -> list[str]:
+    """The numbers that are missing between the first and the last shard, where shards are called by numbers."""
+    names = [s.name for s in shards]
+    if not all(name.isdecimal() for name in names):
+        return []
+    there = {int(name) for name in names}
+    width = max(map(len, names), default=0)
+    return [f"{n:0{width}d}" for n in range(min(there, default=0), max(there, default=0)) if n not in there]
+
+
+def unfinished(shards: Sequence[Shard]) -> list[str]:
+    """Foreign shards without the statistics that their tool writes last, where others have them."""
+    without = [s.name for s in shards if not s.ours and not s.tar.with_name(f"{s.name}_stats.json").is_file()]
+    return without if len(without) < len(shards) else []

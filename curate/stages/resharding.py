@@ -1,19 +1,22 @@
-"""One new shard: samples' blocks read by range from the pool's shards, named anew and written in order.
+"""One new shard: the tar of its samples, the table of their rows, the index and the stats.
 
-Contents are never touched. A tar that we wrote needs no parsing beyond its headers' names and sizes.
+Its rows come with four columns of ours, which say where each sample lies and what it is called there; they and
+the boxes of faces, where these matter, are not written.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from curate.errors import PartError
-from curate.shards import BLOCK, TarWriter, header, members, split_name, write_table
+from curate.shards import BLOCK, header, write_table
+from curate.stages.columns import ints, numbers, texts
+from curate.stages.copying import Copies, Runs, members_of
 from curate.stages.placing import Source
 
 if TYPE_CHECKING:
@@ -21,202 +24,152 @@ if TYPE_CHECKING:
 
     from curate.engines.local import Tick
     from curate.receipts import Output
+    from curate.stages.blurring import Faces
 
-READ = 2 << 20
-"""At most this many bytes are read at once, unless one sample has more; they stay in a core's cache."""
-
-Run = tuple[str, str, int, int]
-"""A sample in a tar: its key there, its new key, offset and length of its blocks."""
-
-
-def write_shard(output: Output, tick: Tick, sources: Sequence[Source]) -> Mapping[str, int]:
-    """One new shard: tar, table, index and stats, named as the part. Raises PartError naming a broken source."""
-    import pyarrow as pa
-
-    name = output.part
-    tar = _Copies(output.open(f"{name}.tar"))
-    tables = []
-    for source in sources:
-        table = _rows(source)
-        old, offsets, lengths = _runs(source, table)
-        new = [f"{uid}-{copy}" for uid, copy in zip(table["uid"].to_pylist(), source.copies.tolist(), strict=True)]
-        tar.copy(source.shard.tar, zip(old, new, offsets, lengths, strict=True))
-        tables.append(table.set_column(table.column_names.index("key"), "key", pa.array(new)))
-        tick(len(new), 0)
-    tar.finish()
-    write_table(output, f"{name}.parquet", joined(tables))
-    write_table(output, f"{name}.index.parquet", tar.index())
-    output.write(f"{name}_stats.json", json.dumps({"successes": len(tar.keys)}).encode())
-    return {"samples": len(tar.keys), "kept": len(tar.keys), "bytes": tar.position}
+TAR, OFFSET, LENGTH, OLD = "_curate_tar", "_curate_offset", "_curate_length", "_curate_key"
+BOXES, TURNED = "_curate_boxes", "_curate_turned"
+PRIVATE = (TAR, OFFSET, LENGTH, OLD, BOXES, TURNED)
+BLURRED = "blurred"
+"""The column that says which pictures are not those of the pool."""
 
 
-def _rows(source: Source) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = source.shard.table
-    try:
-        return pq.ParquetFile(path).read(use_threads=False).take(source.rows)
-    except (pa.ArrowException, OSError) as error:
-        raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
+def write_shard(
+    output: Output, tick: Tick, sources: Sequence[Source], faces: Faces | None = None
+) -> Mapping[str, int]:
+    """One new shard of the samples of `sources`, in their order. Raises PartError naming a broken source."""
+    rows = joined([located(source, place) for place, source in enumerate(sources)])
+    return write_rows(output, tick, rows, [source.shard.tar for source in sources], faces)
 
 
-def _runs(source: Source, table: pa.Table) -> tuple[list[str], list[int], list[int]]:
-    """Key, offset and length in the tar of each row of `table`."""
+def located(source: Source, place: int) -> pa.Table:
+    """The rows that a source gives, under their new keys, and where each sample lies; its tar is called `place`."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    path = source.shard.index
-    try:
-        index = pq.ParquetFile(path).read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
-    keys = table["key"].cast(pa.string())
+    table, index = _read(source.shard.table).take(ints(source.rows)), _read(source.shard.index)
+    keys = table["key"].cast(pa.string()).combine_chunks()
     at = pc.index_in(keys, value_set=index["key"])
     if at.null_count:
         lost = keys.filter(pc.is_null(at))[0].as_py()
-        raise PartError(str(path), f"does not say where the key {lost!r} lies")
-    taken = index.take(at)
-    return keys.to_pylist(), taken["offset"].to_pylist(), taken["length"].to_pylist()
+        raise PartError(str(source.shard.index), f"does not say where the key {lost!r} lies")
+    uid = table["uid"].cast(pa.string()).combine_chunks()
+    new = pc.binary_join_element_wise(uid, ints(source.copies).cast(pa.string()), texts(["-"])[0])
+    table = table.set_column(table.column_names.index("key"), "key", new)
+    more: dict[str, Any] = {
+        TAR: ints(np.full(len(table), place, dtype=np.int32)),
+        OFFSET: index["offset"].take(at),
+        LENGTH: index["length"].take(at),
+        OLD: keys,
+    }
+    if source.boxes is not None:
+        more[BOXES] = pa.array(source.boxes, pa.list_(pa.list_(pa.float64())))
+        more[TURNED] = pa.array([source.turned] * len(table))
+    for name, column in more.items():
+        table = table.append_column(name, column)
+    return table
 
 
-@dataclass
-class _Copies(TarWriter):
-    """A tar of samples copied from other tars: read straight into the buffer that it is written from."""
+def _read(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    buffer: bytearray = field(default_factory=lambda: bytearray(READ))
-    filled: int = 0
-
-    def copy(self, path: Path, wanted: Iterable[Run]) -> None:
-        """Append samples of the tar at `path` under their new keys."""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise PartError(str(path), f"cannot be read ({error.strerror})") from error
-        try:
-            for begin, length, runs in _adjacent(wanted):
-                view = self._room(length)
-                _read(fd, view, begin, path)
-                samples = [(old, new, view[at - begin : at - begin + size]) for old, new, at, size in runs]
-                renamed = [_rename(run, old, new) for old, new, run in samples]
-                if all(renamed):
-                    for _, new, run in samples:
-                        self._note(new, len(run))
-                    self.filled += length
-                else:
-                    self.flush()
-                    for done, (old, new, run) in zip(renamed, samples, strict=True):
-                        self.add_raw(new, bytes(run) if done else _rewritten(run, old, new, path))
-        finally:
-            os.close(fd)
-
-    def finish(self) -> None:
-        self.flush()
-        super().finish()
-
-    def flush(self) -> None:
-        """Write what the buffer holds."""
-        self.sink.write(memoryview(self.buffer)[: self.filled])
-        self.filled = 0
-
-    def _room(self, length: int) -> memoryview:
-        """The next `length` bytes of the buffer."""
-        if self.filled + length > len(self.buffer):
-            self.flush()
-        if length > len(self.buffer):
-            self.buffer = bytearray(length)
-        return memoryview(self.buffer)[self.filled : self.filled + length]
-
-    def _note(self, key: str, length: int) -> None:
-        self.keys.append(key)
-        self.offsets.append(self.position)
-        self.lengths.append(length)
-        self.position += length
+    try:
+        return pq.ParquetFile(path).read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
 
 
-def _adjacent(wanted: Iterable[Run]) -> Iterator[tuple[int, int, list[Run]]]:
-    """Runs that follow each other, gathered: (offset, length, runs) of at most `READ` bytes, or one run."""
-    begin = end = 0
-    gathered: list[Run] = []
-    for run in wanted:
-        offset, length = run[2:]
-        if gathered and (offset != end or end + length - begin > READ):
-            yield begin, end - begin, gathered
-            gathered = []
-        if not gathered:
-            begin = offset
-        end = offset + length
-        gathered.append(run)
-    if gathered:
-        yield begin, end - begin, gathered
+def write_rows(
+    output: Output, tick: Tick, rows: pa.Table, tars: Sequence[Path], faces: Faces | None
+) -> Mapping[str, int]:
+    """One new shard of these rows, in order, named as the part; what cannot be changed is a row that failed."""
+    name = output.part
+    runs = Runs(
+        tars,
+        numbers(rows[TAR], np.int32),
+        numbers(rows[OFFSET], np.int64),
+        numbers(rows[LENGTH], np.int64),
+        rows[OLD].combine_chunks(),
+        rows["key"].combine_chunks(),
+    )
+    table = rows.drop_columns([c for c in PRIVATE if c in rows.column_names])
+    tar = Copies(output.open(f"{name}.tar"))
+    if faces is None:
+        tar.copy(runs, tick=tick)
+    else:
+        table = _changed(tar, runs, rows, table, faces, tick)
+    tar.finish()
+    failed = sorted(tar.refused)
+    keys = runs.new
+    if failed:
+        stays = np.ones(len(keys), dtype=np.bool_)
+        stays[failed] = False
+        keys = keys.take(ints(np.flatnonzero(stays)))
+    write_table(output, f"{name}.parquet", table)
+    write_table(output, f"{name}.index.parquet", tar.index(keys))
+    output.write(f"{name}_stats.json", json.dumps({"successes": len(keys)}).encode())
+    counts = {"samples": len(table), "kept": len(keys), "failed": len(failed), "bytes": tar.position}
+    if faces is not None:
+        changed = table[BLURRED].to_pylist().count(True) if faces.blur else 0
+        counts |= {"blurred": changed}
+    for error in tar.refused.values():
+        counts[f"code:{error.code}"] = counts.get(f"code:{error.code}", 0) + 1
+    return counts
 
 
-def _read(fd: int, view: memoryview, offset: int, path: Path) -> None:
-    done = 0
-    while done < len(view):
-        got = os.preadv(fd, [view[done:]], offset + done)
-        if not got:
-            raise PartError(
-                str(path),
-                f"is cut short (it ends at {offset + done:,}, a sample at {offset + len(view):,})",
-                hint="curate verify says what else is wrong; without the tar, its samples are listed as missing",
-            )
-        done += got
+# --- samples with faces -----------------------------------------------------------------------------------
 
 
-_OURS = header("", 0)
-_REST = sum(_OURS[:124]) + sum(_OURS[135:148]) + 8 * 32 + sum(_OURS[156:])
-"""What all headers of ours add to their checksum: all but name and size, the checksum itself as blanks."""
+def _changed(tar: Copies, runs: Runs, rows: pa.Table, table: pa.Table, faces: Faces, tick: Tick) -> pa.Table:
+    """Copy the samples, those with boxes changed; the table with what is true of them now."""
+    from curate.stages.blurring import Changes
+
+    boxes = rows[BOXES].to_pylist()
+    changes = Changes(faces, table, boxes, rows[TURNED].to_pylist())
+
+    def change(at: int, run: memoryview) -> bytes:
+        path, old, new = runs.tars[runs.tar[at]], runs.old[at].as_py(), runs.new[at].as_py()
+        found = {
+            extension: bytes(run[member.offset : member.offset + member.size])
+            for member, extension in members_of(run, old, path)
+        }
+        pieces: list[bytes] = []
+        for extension, data in changes.members(at, found):
+            pieces += (header(f"{new}.{extension}", len(data)), data, bytes(-len(data) % BLOCK))
+        return b"".join(pieces)
+
+    tar.copy(runs, tick=tick, changed=[at for at, listed in enumerate(boxes) if listed], change=change)
+    facts = {at: dict(said) for at, said in changes.facts.items() if said}
+    for at, error in tar.refused.items():
+        facts[at] = {"status": "failed_to_resize", "error_code": error.code, "error_message": error.what}
+    if faces.blur:
+        import pyarrow as pa
+
+        blurred = [at in facts and at not in tar.refused for at in range(len(table))]
+        place = table.column_names.index(BLURRED) if BLURRED in table.column_names else None
+        if place is not None:  # of a subset whose pictures were blurred before
+            before = table[BLURRED].to_pylist()
+            blurred = [now or bool(then) for now, then in zip(blurred, before, strict=True)]
+            table = table.drop_columns([BLURRED])
+        table = table.append_column(BLURRED, pa.array(blurred, pa.bool_()))
+    return _corrected(table, facts)
 
 
-def _rename(run: memoryview, old: str, new: str) -> bool:
-    """Put a sample's blocks under a new key where they lie; false, and nothing done, where we did not write them.
+def _corrected(table: pa.Table, facts: Mapping[int, Mapping[str, Any]]) -> pa.Table:
+    """The table with some cells replaced, row to column to value; columns that it has not are left out."""
+    import pyarrow as pa
 
-    A header is ours if it equals one that we would write, but for name and size, and its checksum is right.
-    """
-    before, after = f"{old}.".encode("utf-8", "surrogateescape"), f"{new}.".encode()
-    changes: list[tuple[int, bytes, bytes]] = []
-    position = 0
-    while position < len(run):
-        head = bytes(run[position : position + BLOCK])
-        if (head[100:124], head[135:148], head[156:]) != (_OURS[100:124], _OURS[135:148], _OURS[156:]):
-            return False
-        name, size = head[:100].rstrip(b"\0"), head[124:135]
-        rest = _REST + sum(size)
-        if not name.startswith(before) or head[148:156] != b"%06o\0 " % (rest + sum(name)):
-            return False
-        name = after + name[len(before) :]
-        if len(name) > 100:
-            return False
-        changes.append((position, name.ljust(100, b"\0"), b"%06o\0 " % (rest + sum(name))))
-        length = int(size, 8)
-        position += BLOCK + length + -length % BLOCK
-    if position != len(run):
-        return False
-    for position, name, checksum in changes:
-        run[position : position + 100] = name
-        run[position + 148 : position + 156] = checksum
-    return True
+    for name in sorted({name for said in facts.values() for name in said} & set(table.column_names)):
+        place = table.column_names.index(name)
+        values = table[name].to_pylist()
+        for row, said in facts.items():
+            values[row] = said.get(name, values[row])
+        kind = table.schema.field(name).type
+        table = table.set_column(place, name, pa.array(values, pa.string() if pa.types.is_null(kind) else kind))
+    return table
 
 
-def _rewritten(run: memoryview, old: str, new: str, path: Path) -> bytes:
-    """A sample's blocks under a new key, written by whomever; contents and extensions as they are.
-
-    Raises PartError where they are damaged or not those of `old`.
-    """
-    pieces: list[bytes | memoryview] = []
-    end = 0
-    for member in members(run, str(path)):
-        key, extension = split_name(member.name)
-        if key != old:
-            raise PartError(str(path), f"holds {key!r} where its index says {old!r}")
-        pieces += (header(f"{new}.{extension}", member.size), run[member.offset : member.end])
-        end = member.end
-    if end != len(run):  # blocks of zeros are where a tar ends, so its reader does not complain
-        what = f"does not hold the whole of {old!r} where its index says"
-        raise PartError(str(path), what, hint="curate verify says which samples are hurt")
-    return b"".join(pieces)
+# --- tables of several shards -----------------------------------------------------------------------------
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:

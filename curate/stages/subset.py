@@ -7,11 +7,12 @@ first and last: it marks the folder as ours, and says what it is being made of a
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,17 @@ from curate.pool import Pool, need_shards
 from curate.pool.adopt import adopt
 from curate.scales import Scale
 from curate.selection import Selection, check_fresh
-from curate.stages import placing, resharding
+from curate.stages import blurring, placing, resharding, shuffled
+from curate.stages import subset_files as written
+from curate.stages.blurring import Faces
 from curate.stages.card import Facts, card
 from curate.stages.placing import BROKEN, Pairs, Plan
-from curate.uids import sort_order, to_hex
 
 STAGE, VERSION = "subset", 1
 MARK = "subset.json"
-SHARD_FORMAT = "{:08d}.tar"
-STATS_FORMAT = "{:08d}_stats.json"
 SAMPLES_PER_SHARD = 10_000
-WORKERS_FROM = 400_000_000
-"""Under so many bytes this process is done before others have started."""
+PROCESSES_FROM = 8_000_000_000
+"""Under so many bytes threads of this process do the work: they are done before processes have started."""
 
 log = logging.getLogger("curate.subset")
 
@@ -58,6 +58,9 @@ class Result:
     """Samples in the shards, copies counted."""
     shards: int
     bytes: int
+    shuffled: bool = False
+    blurred: int | None = None
+    """Pictures whose faces are blurred, copies counted; None where that was not asked for."""
     failure: PartError | None = None
     """Why the command must exit 3, although all that could be made is made."""
     warnings: list[str] = field(default_factory=list)
@@ -89,14 +92,20 @@ def subset(
     seed: int = 0,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     workers: int = 0,
+    shuffle: bool = False,
+    faces: Faces | None = None,
     require_all: bool = False,
     allow_stale: bool = False,
 ) -> Result:
     """The selection's samples in new shards under `out`, with all that a training needs to know.
 
-    Goes on where an earlier call stopped. Raises InputError, with nothing written, for an `out` that holds
-    something else, a selection of an older pool, or one of which no image is here. Samples that were never
-    fetched are listed; `Result.failure` tells of bytes that should be there and are not.
+    In the order of the pool or, with `shuffle`, by chance over all shards: a function of uid, copy and `seed`.
+    `faces` are blurred in the pictures, or written into the samples' JSON; a sample for which that cannot be done
+    is missing with an error code. Goes on where an earlier call stopped.
+
+    Raises InputError, with nothing written, for an `out` that holds something else, a selection of an older pool,
+    or one of which no image is here. Samples that were never fetched are listed; `Result.failure` tells of bytes
+    that should be there and are not.
     """
     if samples_per_shard < 1:
         raise InputError("--samples-per-shard", f"must be 1 or more (found {samples_per_shard})")
@@ -114,10 +123,28 @@ def subset(
             f"none of its {len(wanted):,} samples has an image here" + _because(plan),
             hint="curate download --pool DIR fetches images" if len(wanted) else "keep more: curate filter ...",
         )
+    if faces is not None:
+        plan.boxes = blurring.boxes_of(pool, plan, faces.source)
     disk.make_folder(out)
     with disk.lock(out / "subset.lock"):
-        making = _Making(pool, selection, scale, seed, samples_per_shard, out, plan, len(wanted), ~inside)
-        return making.run(workers, require_all)
+        how = _How(scale, seed, samples_per_shard, shuffle, faces)
+        return _Making(pool, selection, how, out, plan, len(wanted), ~inside).run(workers, require_all)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What was asked for, beside the selection."""
+
+    scale: Scale
+    seed: int
+    samples_per_shard: int
+    shuffle: bool
+    faces: Faces | None
+
+    def as_json(self) -> dict[str, Any]:
+        plain = {"scale": self.scale.name, "seed": self.seed, "samples_per_shard": self.samples_per_shard}
+        more = {"shuffled": True} if self.shuffle else {}
+        return plain | more | ({"faces": self.faces.as_json()} if self.faces else {})
 
 
 @dataclass
@@ -126,9 +153,7 @@ class _Making:
 
     pool: Pool
     selection: Selection
-    scale: Scale
-    seed: int
-    samples_per_shard: int
+    how: _How
     out: Path
     plan: Plan
     selected: int
@@ -139,38 +164,60 @@ class _Making:
         return self.out / "shards"
 
     def run(self, workers: int, require_all: bool) -> Result:
-        tasks = [
+        gathering, tasks = self._tasks()
+        what = self._what
+        self._begin(what, {t.part for t in tasks})
+        alone = placing.bytes_about(self.plan) < PROCESSES_FROM
+        do = partial(runner.run, workers=0 if alone else workers, threads=workers)
+        if gathering and runner.pending(STAGE, VERSION, tasks):
+            do(shuffled.STAGE, shuffled.VERSION, gathering, title=f"{STAGE}: rows", aloud=False).raise_failed()
+        summary = do(STAGE, VERSION, tasks)
+        if refused := summary.counts["failed"]:
+            self.plan = self.plan.without(*written.failed_rows(self.shards, summary.receipts))
+            log.warning("%d pictures could not be blurred, or given their boxes: they are left out", refused)
+        result = self._result(summary)
+        result = replace(result, failure=self._failure(summary, require_all), warnings=self._warnings(result))
+        if not summary.failed:
+            self._finish(result, summary, what)
+        for warning in result.warnings:
+            log.warning("%s", warning)
+        return result
+
+    def _tasks(self) -> tuple[list[runner.Task], list[runner.Task]]:
+        """What is done before all else, and the new shards."""
+        size, faces = self.how.samples_per_shard, self.how.faces
+        if self.how.shuffle:
+            dealt = shuffled.shuffle(self.plan, size, self.how.seed, faces)
+            gathering = dealt.gathering(self.out)
+            return gathering, dealt.writing(self.out, gathering)
+        more = {"faces": faces.as_json()} if faces else {}
+        return [], [
             runner.Task(
                 f"{number:08d}",
                 self.shards,
-                placing.fingerprint(self.pool, sources),
+                placing.fingerprint(self.plan, sources) | more,
                 resharding.write_shard,
-                (sources,),
+                (sources, faces),
                 sum(len(s.rows) for s in sources),
             )
-            for number, sources in enumerate(self.plan.pieces(self.samples_per_shard))
+            for number, sources in enumerate(self.plan.pieces(size))
         ]
-        self._begin({t.part for t in tasks})
-        alone = placing.bytes_about(self.pool, self.plan) < WORKERS_FROM
-        summary = runner.run(STAGE, VERSION, tasks, workers=0 if alone else workers)
-        result = Result(
+
+    def _result(self, summary: runner.Summary) -> Result:
+        return Result(
             self.out,
             self.selection.name,
-            self.scale,
+            self.how.scale,
             self.selected,
             int(self.outside.sum()),
             self.plan.missing_by_cause(),
             len(self.plan.uids),
             self.plan.samples,
-            len(tasks),
+            summary.parts,
             summary.counts["bytes"],
+            self.how.shuffle,
+            summary.counts["blurred"] if self.how.faces and self.how.faces.blur else None,
         )
-        result = replace(result, failure=self._failure(summary, require_all), warnings=_warnings(self.pool, result))
-        if not summary.failed:
-            self._finish(result, summary)
-        for warning in result.warnings:
-            log.warning("%s", warning)
-        return result
 
     @property
     def _what(self) -> dict[str, Any]:
@@ -179,24 +226,23 @@ class _Making:
             "selection": self.selection.name,
             "selection_digest": receipts.digest([raw.get("recipe"), raw["counts"], raw["pool"]]),
             "pool": self.pool.identity(),
-            "scale": self.scale.name,
-            "seed": self.seed,
-            "samples_per_shard": self.samples_per_shard,
+            **self.how.as_json(),
             "uids": hashlib.sha256(self.plan.uids.tobytes() + self.plan.copies.tobytes()).hexdigest(),
         }
 
-    def _begin(self, parts: set[str]) -> None:
+    def _begin(self, what: Mapping[str, Any], parts: set[str]) -> None:
         """Mark the folder as ours, and take away what an earlier subset left that this one has not."""
         receipts.sweep(self.out)
         before = _marked(self.out)
-        if before.get("made_of") == self._what:
+        if before.get("made_of") == what:
             return
+        shutil.rmtree(self.out / shuffled.FOLDER, ignore_errors=True)
         for name in before.get("files", {}):
             (self.out / name).unlink(missing_ok=True)
         for part in receipts.receipts(self.shards).keys() - parts:
             receipts.remove_part(self.shards, part)
         # last: a kill before it leaves the old mark, so that the next call takes away what is left
-        receipts.write_json(self.out / MARK, {"format": receipts.FORMAT, "made_of": self._what, "done": False})
+        receipts.write_json(self.out / MARK, {"format": receipts.FORMAT, "made_of": what, "done": False})
 
     def _failure(self, summary: runner.Summary, require_all: bool) -> PartError | None:
         """The one error that names all that is broken, or, with `require_all`, missing."""
@@ -219,47 +265,39 @@ class _Making:
             return PartError(str(self.out), what, hint="missing.parquet lists them; or leave out --require-all")
         return None
 
-    def _finish(self, result: Result, summary: runner.Summary) -> None:
+    def _finish(self, result: Result, summary: runner.Summary, what: Mapping[str, Any]) -> None:
         """What stands beside the shards, then the mark that all is there."""
-        ids = _npy(self.plan)
-        stats = {name: r.counts["samples"] for name, r in sorted(summary.receipts.items())}
-        pattern = f"shards/{{{min(stats)}..{max(stats)}}}.tar"
-        meta = {
-            "output_shard_count": result.shards,
-            "output_shard_format": SHARD_FORMAT,
-            "output_shard_stats_format": STATS_FORMAT,
-            "output_count": result.samples,
-            "shard_size": max(stats.values()),
-        }
-        training = {
-            "format": receipts.FORMAT,
-            **asdict(self.scale),
-            "samples": result.samples,
-            "repeats": result.repeats,
-            "steps": self.scale.steps,
-            "command": scales.training_command(self.scale, pattern),
-        }
-        files = {
-            "uids.npy": ids,
-            "shards/sample_ids.npy": ids,
-            "shards/sizes.json": receipts.json_bytes({f"{name}.tar": n for name, n in stats.items()}),
-            "shards/meta.json": receipts.json_bytes(meta),
-            "training.json": receipts.json_bytes(training),
-            "missing.parquet": _missing(self.plan),
-            "README.md": card(self._facts(result, pattern)).encode(),
-        }
+        shutil.rmtree(self.out / shuffled.FOLDER, ignore_errors=True)
+        sizes = {name: r.counts["kept"] for name, r in sorted(summary.receipts.items())}
+        pattern = f"shards/{{{min(sizes)}..{max(sizes)}}}.tar"
+        files = written.files(self.plan, self.how.scale, sizes, pattern)
+        files["README.md"] = card(self._facts(result, pattern)).encode()
         for name, data in files.items():
             receipts.write_file(self.out / name, data)
-        written = {n: asdict(receipts.Written(len(d), hashlib.sha256(d).hexdigest())) for n, d in files.items()}
-        mark = {"format": receipts.FORMAT, "made_of": self._what, "done": True}
+        hashed = {n: asdict(receipts.Written(len(d), hashlib.sha256(d).hexdigest())) for n, d in files.items()}
+        mark = {"format": receipts.FORMAT, "made_of": what, "done": True}
         counts = {k: v for k, v in result.as_json().items() if k not in ("out", "warnings", "failure")}
-        receipts.write_json(self.out / MARK, {**mark, "counts": counts, "files": written})
+        receipts.write_json(self.out / MARK, {**mark, "counts": counts, "files": hashed})
+
+    def _warnings(self, result: Result) -> list[str]:
+        said = written.warnings(self.pool, result.scale, result.samples)
+        if missing := placing.holes(self.plan.shards):
+            listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+            said.append(f"the pool's numbering has a hole: no shard {listed}; what they held is not here")
+        if unfinished := placing.unfinished(self.plan.shards):
+            listed = ", ".join(unfinished[:8]) + (", ..." if len(unfinished) > 8 else "")
+            said.append(
+                f"shards without _stats.json, so perhaps not finished by their tool: {listed}; they are used"
+            )
+        if self.plan.boxes and (unlisted := self.plan.boxes.unlisted):
+            said.append(f"{unlisted:,} samples are not in the list of faces: they are taken to have none")
+        return said
 
     def _facts(self, result: Result, pattern: str) -> Facts:
         raw = self.selection.raw
         return Facts(
-            self.scale,
-            self.seed,
+            self.how.scale,
+            self.how.seed,
             self.pool.kind,
             self.pool.n,
             self.pool.identity(),
@@ -314,23 +352,6 @@ def _inside(pool: Pool, wanted: Pairs, scale: Scale, seed: int) -> npt.NDArray[n
     return np.asarray(scales.scale_ranks(wanted, seed) <= limit)
 
 
-def _warnings(pool: Pool, result: Result) -> list[str]:
-    scale, said = result.scale, []
-    times = f"each sample is seen about {result.repeats:,.0f} times"
-    if scale.pool_size and pool.n < scale.pool_size:
-        said.append(
-            f"the pool has {pool.n:,} samples, the scale {scale.name} {scale.pool_size:,}: with "
-            f"{scale.samples_seen:,} samples seen, {times}"
-        )
-    elif result.repeats > scales.REPEATS:
-        said.append(f"{scale.samples_seen:,} samples seen of {result.samples:,} kept: {times}")
-    if result.repeats > scales.REPEATS:
-        said.append(
-            f"more than {scales.REPEATS} passes over the same samples rarely help: keep more, or a smaller scale"
-        )
-    return said
-
-
 def _because(plan: Plan) -> str:
     causes = plan.missing_by_cause()
     return f" ({', '.join(f'{cause} {n:,}' for cause, n in causes.items())})" if causes else ""
@@ -338,26 +359,3 @@ def _because(plan: Plan) -> str:
 
 def _hint(broken: Mapping[str, Any]) -> str | None:
     return next((e.hint for e in broken.values() if e.hint), "curate verify names what is broken")
-
-
-# --- small files ------------------------------------------------------------------------------------------
-
-
-def _npy(plan: Plan) -> bytes:
-    """The uids in the shards as DataComp's list: sorted, one entry a copy."""
-    order = sort_order(plan.uids)
-    sink = io.BytesIO()
-    np.save(sink, np.repeat(plan.uids[order], plan.copies[order]))
-    return sink.getvalue()
-
-
-def _missing(plan: Plan) -> bytes:
-    """uid and cause of each wanted sample without an image, sorted by uid."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    causes = np.array(plan.codes, dtype=object)[plan.causes]
-    table = pa.table({"uid": pa.array(to_hex(plan.missing), pa.string()), "cause": pa.array(causes, pa.string())})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()

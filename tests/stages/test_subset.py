@@ -22,7 +22,7 @@ from curate.pool.adopt import adopt
 from curate.receipts import read_receipt
 from curate.scales import SCALES, scale
 from curate.shards import TarWriter
-from curate.stages import placing, resharding
+from curate.stages import copying, placing, resharding
 from curate.stages.subset import Result, subset
 from curate.uids import find, to_hex, to_pairs
 from tests.pools import (
@@ -202,7 +202,7 @@ def test_open_clips_own_loader_reads_it(pool: Pool, tmp_path: Path) -> None:
 
 
 def test_same_bytes_for_any_workers_and_again(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curate.stages.subset.WORKERS_FROM", 0)
+    monkeypatch.setattr("curate.stages.subset.PROCESSES_FROM", 0)
     made(pool, tmp_path / "one", samples_per_shard=4)
     made(pool, tmp_path / "two", samples_per_shard=4, workers=2)
     assert content(tmp_path / "one") == content(tmp_path / "two")
@@ -358,7 +358,7 @@ def test_a_tar_of_several_writers(tmp_path: Path) -> None:
 
 def test_samples_larger_than_the_buffer(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(pool, tmp_path / "one")
-    monkeypatch.setattr(resharding, "READ", 2000)
+    monkeypatch.setattr(copying, "READ", 2000)
     made(pool, tmp_path / "two")
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
@@ -500,7 +500,7 @@ def test_bytes_are_estimated_before_they_are_copied(pool: Pool, tmp_path: Path) 
     for wanted in (everything(3, 4), [uid_of(0, 0)] * 3):
         make_selection(pool, wanted)
         uids, copies = placing.distinct(selection.load(pool.layout, None).uids())
-        about = placing.bytes_about(pool, placing.make_plan(pool, uids, copies))
+        about = placing.bytes_about(placing.make_plan(pool, uids, copies))
         result = made(pool, tmp_path / f"out{len(wanted)}")
         assert result.bytes <= about <= result.bytes * 2
 

@@ -1,0 +1,362 @@
+"""A tar of samples copied from other tars: read by range, given new keys, written in order; contents are untouched.
+
+Samples are read a few megabytes at a time into one buffer, which stays in a core's cache, and written from it.
+Of plain ustar members the headers are made anew for a whole buffer at once, whoever wrote them; a sample with
+other headers (long names, pax records) takes the slow way. What is read next is announced to the kernel, and
+nothing beside it is read: the tars are told not to be read ahead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from curate.errors import PartError, SampleError
+from curate.shards import BLOCK, RECORD, Member, header, members, split_name
+from curate.stages.columns import characters, longs
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from curate.engines.local import Tick
+
+Bytes = npt.NDArray[Any]
+Longs = npt.NDArray[np.int64]
+Change = Callable[[int, memoryview], bytes]
+"""The blocks to write for the sample of this place in `Runs`, given those that were read.
+
+Raises SampleError where there can be none: the sample is left out, and told.
+"""
+
+READ = 4 << 20
+"""At most this many bytes are read at once, unless one sample has more."""
+ANNOUNCED = 64 << 20
+"""So many bytes before they are read the kernel is told of them, in the order in which they lie."""
+OPEN = 200
+"""Tars held open at once."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Samples to copy, in the order of writing; a sample is a run of blocks in one of `tars`."""
+
+    tars: Sequence[Path]
+    tar: npt.NDArray[np.int32]
+    offset: Longs
+    length: Longs
+    old: pa.StringArray
+    """The key that each has there."""
+    new: pa.StringArray
+    """The key that it gets."""
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+
+class Copies:
+    """A tar in the making; `offsets` and `lengths` say where the samples lie that were written."""
+
+    def __init__(self, sink: BinaryIO) -> None:
+        self.sink = sink
+        self.position = 0
+        self.lengths: list[Longs] = []
+        self.refused: dict[int, SampleError] = {}
+        """By place in what was copied: why a sample was left out."""
+        self._buffer = np.empty(READ, dtype=np.uint8)
+
+    def copy(self, runs: Runs, *, tick: Tick, changed: Sequence[int] = (), change: Change | None = None) -> None:
+        """Append samples; those at the places in `changed` become what `change` makes of them.
+
+        Raises PartError naming a tar that cannot be read, is cut short or does not hold them.
+        """
+        if not len(runs):
+            return
+        altered = np.zeros(len(runs), dtype=np.bool_)
+        altered[list(changed)] = True
+        with _Tars(runs.tars) as tars:
+            ahead = _announced(runs, tars)
+            for first, last in _batches(runs.length):
+                next(ahead)
+                refused = len(self.refused)
+                self._batch(runs, slice(first, last), tars, altered[first:last], change)
+                tick(last - first, len(self.refused) - refused)
+
+    def finish(self) -> None:
+        """The end of the archive, padded to a record as tar does."""
+        end = 2 * BLOCK
+        self.sink.write(bytes(end + -(self.position + end) % RECORD))
+
+    def index(self, keys: pa.StringArray) -> pa.Table:
+        """The index of the tar, given the keys of what was written."""
+        import pyarrow as pa
+
+        lengths = np.concatenate(self.lengths) if self.lengths else np.empty(0, dtype=np.int64)
+        offsets = np.cumsum(lengths) - lengths
+        return pa.table({"key": keys, "offset": longs(offsets), "length": longs(lengths)})
+
+    def _batch(
+        self, runs: Runs, which: slice, tars: _Tars, altered: npt.NDArray[np.bool_], change: Change | None
+    ) -> None:
+        lengths = runs.length[which]
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        size = int(ends[-1])
+        if size > len(self._buffer):
+            self._buffer = np.empty(size, dtype=np.uint8)
+        buffer = self._buffer[:size]
+        _fill(buffer.data, runs, which, starts, tars)
+        slow = _rename(
+            buffer, starts, lengths, runs.old[which.start : which.stop], runs.new[which.start : which.stop], altered
+        )
+        places = np.flatnonzero(slow)
+        if not len(places):
+            self._write(buffer.data, lengths)
+            return
+        whole = buffer.data
+        before = 0
+        for place in places.tolist():
+            self._write(whole[starts[before] : starts[place]], lengths[before:place])
+            at = which.start + place
+            run = whole[starts[place] : ends[place]]
+            try:
+                blocks = change(at, run) if altered[place] and change else rewritten(run, runs, at)
+            except SampleError as error:
+                self.refused[at] = error
+            else:
+                self._write(blocks, np.array([len(blocks)]))
+            before = place + 1
+        self._write(whole[ends[before - 1] :], lengths[before:])
+
+    def _write(self, blocks: memoryview | bytes, lengths: Longs) -> None:
+        self.sink.write(blocks)
+        self.position += len(blocks)
+        self.lengths.append(lengths)
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+class _Tars:
+    """Open tars by their place in a list, the last used `OPEN` of them, none read ahead."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self.open: OrderedDict[int, int] = OrderedDict()
+
+    def __enter__(self) -> _Tars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self.open.values():
+            os.close(fd)
+
+    def __getitem__(self, place: int) -> int:
+        if (fd := self.open.get(place)) is not None:
+            self.open.move_to_end(place)
+            return fd
+        try:
+            fd = os.open(self.paths[place], os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise PartError(str(self.paths[place]), f"cannot be read ({error.strerror})") from error
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self.open[place] = fd
+        if len(self.open) > OPEN:
+            os.close(self.open.popitem(last=False)[1])
+        return fd
+
+
+def _batches(lengths: Longs) -> Iterator[tuple[int, int]]:
+    """Cuts of the samples into batches of at most `READ` bytes, or one sample."""
+    ends = np.cumsum(lengths)
+    first = done = 0
+    while first < len(ends):
+        last = max(int(np.searchsorted(ends, done + READ, side="right")), first + 1)
+        yield first, last
+        first, done = last, int(ends[last - 1])
+
+
+def _announced(runs: Runs, tars: _Tars) -> Iterator[None]:
+    """Before each batch: tell the kernel what is read in the batches up to `ANNOUNCED` bytes ahead."""
+    batches = list(_batches(runs.length))
+    bytes_ = [int(runs.length[a:b].sum()) for a, b in batches]
+    told = ahead = 0
+    for number in range(len(batches)):
+        if ahead < ANNOUNCED // 2 and told < len(batches):
+            first = told
+            while told < len(batches) and (ahead < ANNOUNCED or told <= number):
+                ahead += bytes_[told]
+                told += 1
+            which = slice(batches[first][0], batches[told - 1][1])
+            for place, offset, length, _ in _ranges(
+                runs, which, np.zeros(which.stop - which.start, dtype=np.int64)
+            ):
+                os.posix_fadvise(tars[place], offset, length, os.POSIX_FADV_WILLNEED)
+        ahead -= bytes_[number]
+        yield
+
+
+def _ranges(runs: Runs, which: slice, starts: Longs) -> Iterator[tuple[int, int, int, int]]:
+    """What to read: (tar, offset, length, start in the buffer), in the order in which it lies on the disk.
+
+    Samples that lie one after the other, and are to, are one range.
+    """
+    tar, offset, length = runs.tar[which], runs.offset[which], runs.length[which]
+    order = np.lexsort((offset, tar))
+    tar, offset, length, starts = tar[order], offset[order], length[order], starts[order]
+    follows = (tar[1:] == tar[:-1]) & (offset[1:] == offset[:-1] + length[:-1])
+    follows &= starts[1:] == starts[:-1] + length[:-1]
+    firsts = np.flatnonzero(np.concatenate([[True], ~follows]))
+    sizes = np.add.reduceat(length, firsts)
+    yield from zip(
+        tar[firsts].tolist(), offset[firsts].tolist(), sizes.tolist(), starts[firsts].tolist(), strict=True
+    )
+
+
+def _fill(view: memoryview, runs: Runs, which: slice, starts: Longs, tars: _Tars) -> None:
+    for place, offset, length, start in _ranges(runs, which, starts):
+        done = os.preadv(tars[place], [view[start : start + length]], offset)
+        while done < length:
+            got = os.preadv(tars[place], [view[start + done : start + length]], offset + done)
+            if not got:
+                raise PartError(
+                    str(runs.tars[place]),
+                    f"is cut short (it ends at {offset + done:,}, a sample at {offset + length:,})",
+                    hint="curate verify says what else is; without the tar, its samples are listed as missing",
+                )
+            done += got
+
+
+# --- new names --------------------------------------------------------------------------------------------
+
+_TEMPLATE = np.frombuffer(header("", 0), dtype=np.uint8).copy()
+_TEMPLATE[124:135] = 0
+_TEMPLATE[148:156] = ord(" ")
+_REST = int(_TEMPLATE.sum())
+"""What all headers of ours add to their checksum: all but name and size, the checksum itself as blanks."""
+_POWERS = 8 ** np.arange(10, -1, -1, dtype=np.int64)
+_CHECKSUM = 8 ** np.arange(5, -1, -1, dtype=np.int64)
+_MEMBERS = 64
+"""Samples of more members take the slow way."""
+
+
+def _rename(
+    buffer: Bytes,
+    starts: Longs,
+    lengths: Longs,
+    old: pa.StringArray,
+    new: pa.StringArray,
+    leave: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.bool_]:
+    """Give the samples in `buffer` their new keys and headers of ours, in place; which of them could not.
+
+    Those in `leave`, and those whose blocks are not plain members of the old key, stay as they are.
+    """
+    slow = leave.copy()
+    if (lengths % BLOCK).any():
+        return np.ones_like(slow)
+    blocks = buffer.reshape(-1, BLOCK)
+    (before, before_ends), (after, after_ends) = characters(old), characters(new)
+    wide = np.diff(before_ends) * 1000 + np.diff(after_ends)
+    for width in np.unique(wide):
+        which = np.flatnonzero((wide == width) & ~slow)
+        if len(which):
+            keys = _matrix(before, before_ends, which), _matrix(after, after_ends, which)
+            first = starts[which] // BLOCK
+            slow[which[_rename_alike(blocks, first, lengths[which] // BLOCK, *keys)]] = True
+    return slow
+
+
+def _matrix(data: Bytes, ends: npt.NDArray[np.int32], which: npt.NDArray[np.intp]) -> Bytes:
+    width = int(ends[which[0] + 1] - ends[which[0]])
+    return np.asarray(data[ends[which][:, np.newaxis] + np.arange(width)])
+
+
+def _rename_alike(blocks: Bytes, first: Longs, count: Longs, old: Bytes, new: Bytes) -> npt.NDArray[np.bool_]:
+    """`_rename` for samples whose old keys, and whose new ones, are of one length; positions in blocks."""
+    bad = np.zeros(len(first), dtype=np.bool_)
+    written: list[tuple[npt.NDArray[np.intp], Longs, Bytes]] = []
+    at, left = first.copy(), np.arange(len(first))
+    before, after = old.shape[1], new.shape[1]
+    tail = 100 - max(before, after)
+    if tail < 2:
+        return np.ones_like(bad)
+    end = first + count
+    for _ in range(_MEMBERS):
+        heads = blocks[at[left]]
+        size, good = _sizes(heads)
+        good &= (heads[:, :before] == old[left]).all(axis=1) & (heads[:, before] == ord("."))
+        good &= ~heads[:, before + tail : 100].any(axis=1) & (
+            heads[:, 99 if before >= after else before + tail - 1] == 0
+        )
+        extension = heads[:, before : before + tail]
+        good &= (extension < 128).all(axis=1)
+        made = np.repeat(_TEMPLATE[np.newaxis], len(left), axis=0)
+        made[:, :after] = new[left]
+        made[:, after : after + tail] = extension + 32 * ((extension >= ord("A")) & (extension <= ord("Z"))).astype(
+            np.uint8
+        )
+        made[:, 124:135] = size[:, np.newaxis] // _POWERS % 8 + ord("0")
+        total = _REST + made[:, :100].sum(axis=1, dtype=np.int64) + made[:, 124:135].sum(axis=1, dtype=np.int64)
+        made[:, 148:154] = total[:, np.newaxis] // _CHECKSUM % 8 + ord("0")
+        made[:, 154] = 0
+        following = at[left] + 1 + -(-size // BLOCK)
+        good &= following <= end[left]
+        bad[left[~good]] = True
+        written.append((left[good], at[left[good]], made[good]))
+        at[left] = following
+        left = left[good & (following < end[left])]
+        if not len(left):
+            break
+    bad[left] = True
+    for which, places, made in written:
+        fine = ~bad[which]
+        blocks[places[fine]] = made[fine]
+    return bad
+
+
+def _sizes(heads: Bytes) -> tuple[Longs, npt.NDArray[np.bool_]]:
+    """The size that each header says, and whether it is one of a plain file with a checksum that is right."""
+    digits = heads[:, 124:135].astype(np.int64) - ord("0")
+    good = ((digits >= 0) & (digits < 8)).all(axis=1) & ((heads[:, 135] == 0) | (heads[:, 135] == ord(" ")))
+    said = heads[:, 148:154].astype(np.int64) - ord("0")
+    good &= ((said >= 0) & (said < 8)).all(axis=1) & ((heads[:, 156] == ord("0")) | (heads[:, 156] == 0))
+    total = heads.sum(axis=1, dtype=np.uint32) - heads[:, 148:156].sum(axis=1, dtype=np.uint32) + 8 * 32
+    good &= total == (said * _CHECKSUM).sum(axis=1)
+    good &= ~heads[:, 345:500].any(axis=1) | (heads[:, 263] != ord("0"))
+    return np.where(good, (digits * _POWERS).sum(axis=1), 0), good
+
+
+def rewritten(run: memoryview, runs: Runs, at: int) -> bytes:
+    """A sample's blocks under its new key, written by whomever; contents and extensions as they are.
+
+    Raises PartError where they are damaged or not those of the old key.
+    """
+    path, old, new = runs.tars[runs.tar[at]], runs.old[at].as_py(), runs.new[at].as_py()
+    pieces: list[bytes | memoryview] = []
+    for member, extension in members_of(run, old, path):
+        pieces += (header(f"{new}.{extension}", member.size), run[member.offset : member.end])
+    return b"".join(pieces)
+
+
+def members_of(run: memoryview, old: str, path: Path) -> Iterator[tuple[Member, str]]:
+    """The members of a sample's blocks, each with its extension.
+
+    Raises PartError where they are damaged or not those of the key `old`.
+    """
+    end = 0
+    for member in members(run, str(path)):
+        key, extension = split_name(member.name)
+        if key != old:
+            raise PartError(str(path), f"holds {key!r} where its index says {old!r}")
+        yield member, extension
+        end = member.end
+    if end != len(run):  # blocks of zeros are where a tar ends, so its reader does not complain
+        what = f"does not hold the whole of {old!r} where its index says"
+        raise PartError(str(path), what, hint="curate verify says which samples are hurt")
