@@ -44,9 +44,13 @@ class Case:
 
 POOLS = (
     *("published", "other_types", "mixed_types", "copies", "unscored", "no_scores", "level"),
-    *("edges", "edges_double", "few"),
+    *("edges", "edges_double", "broken_vectors", "few"),
 )
-_PLAIN = ("no_filter", "basic_filter", "text_based", "image_based", "laion2b")
+_CAPTIONS = ("published", "other_types", "copies", "few")
+"""Where the rules over captions and sizes run: the others hold the same captions."""
+_VECTORS = (*_CAPTIONS, "broken_vectors")
+_ON = {"basic_filter": _CAPTIONS, "text_based": _CAPTIONS, "image_based": _VECTORS}
+_PLAIN = ("no_filter", *_ON, "laion2b")
 _BOTH = "image_based_intersect_clip_score"
 _FRACTIONS = {"published": (0.1, 0.29, 0.5, 0.9999, 0.57), "unscored": (0.1, 0.29, 0.9999), "copies": (0.1,)}
 _THRESHOLDS = {
@@ -54,12 +58,14 @@ _THRESHOLDS = {
     "edges": (0.3, 0.28, 0.25),
     "edges_double": (0.3, 0.28, 0.25),
     "copies": (0.28,),
+    "mixed_types": (0.3, 0.25),
+    "unscored": (0.28,),
+    "no_scores": (0.28,),
 }
-_THRESHOLDS |= {"mixed_types": (0.3, 0.25), "unscored": (0.28,), "no_scores": (0.28,)}
 
 
 def _of(pool: str) -> list[Case]:
-    cases = [Case(pool, baseline) for baseline in _PLAIN]
+    cases = [Case(pool, baseline) for baseline in _PLAIN if pool in _ON.get(baseline, POOLS)]
     for arch in MODELS:
         fractions = (0.3, *_FRACTIONS.get(pool, ()))
         cases += [Case(pool, "clip_score", arch, fraction=f) for f in fractions]

@@ -175,9 +175,11 @@ class Form:
     row_group: int = 1 << 20
     faces: bool = True
     all_members: bool = True
-    """Whether the npz has all five arrays and was streamed, or only the one that the image rule reads."""
+    """Whether the npz has all five arrays and was streamed, or only those of one model."""
     near: bool = False
     """Whether its image vectors are dense ones, for which products round."""
+    broken: bool = False
+    """Whether some image vectors hold NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -234,9 +236,13 @@ _BOXES = pa.list_(pa.list_(pa.float64()))
 
 
 def vectors(pool: str, stem: str, rows: int, form: Form) -> npt.NDArray[np.float16]:
-    """The image vectors of a file: half of them sparse ones near enough to several centroids to tie."""
+    """The image vectors of a file."""
     rng = np.random.default_rng(list(f"{pool}/{stem}".encode()))
-    return _dense(rng, rows) if form.near else sparse(rng, rows)
+    made = _dense(rng, rows) if form.near else sparse(rng, rows)
+    if form.broken:
+        made[0::7], made[1::7, 5], made[2::7, 6], made[3::7, 7] = np.nan, np.inf, -np.inf, np.nan
+        made[4::7] = 0
+    return made
 
 
 def _dense(rng: np.random.Generator, rows: int) -> npt.NDArray[np.float16]:
@@ -266,7 +272,7 @@ def _write_npz(file: Path, image: npt.NDArray[np.float16], form: Form) -> None:
     rows = len(image)
     with file.open("wb") as out:
         if not form.all_members:
-            np.savez(out, l14_img=image)
+            np.savez(out, l14_txt=np.zeros((rows, DIM), np.float16), l14_img=image)
             return
         np.savez(
             _Sink(out),  # type: ignore[arg-type]  # NumPy asks for no more than this
@@ -381,6 +387,10 @@ def _edges(name: str, score: str, seed: int) -> MadePool:
     return _cut(name, _rows(name, seed, 0, SCORES), [Form(score)] * 2)
 
 
+def _broken_vectors() -> MadePool:
+    return _cut("broken_vectors", _rows("broken_vectors", 19, 0), [Form(broken=True), Form(broken=True, near=True)])
+
+
 def _few() -> MadePool:
     """Three files of one row and one of none."""
     rows = Rows(
@@ -399,6 +409,7 @@ MAKERS: dict[str, Callable[[], MadePool]] = {
     "level": _level,
     "edges": lambda: _edges("edges", "float32", 17),
     "edges_double": lambda: _edges("edges_double", "float64", 18),
+    "broken_vectors": _broken_vectors,
     "few": _few,
 }
 assert CENTROIDS > 31, "the two centroids that are the same"
