@@ -21,8 +21,22 @@ if TYPE_CHECKING:
     from curate.pool.layout import Layout
 
 PoolOption = Annotated[
-    Path | None,
-    typer.Option("--pool", help="The pool's folder.  [default: $CURATE_POOL, else ./pool]", show_default=False),
+    list[str] | None,
+    typer.Option(
+        "--pool",
+        metavar="DIR",
+        help="The pool's folder.  [default: $CURATE_POOL, else ./pool]",
+        show_default=False,
+    ),
+]
+PoolsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pool",
+        metavar="[NAME=]DIR",
+        help="The pool's folder; repeat for several at once.  [default: $CURATE_POOL, else ./pool]",
+        show_default=False,
+    ),
 ]
 WorkOption = Annotated[
     Path | None,
@@ -45,18 +59,33 @@ AssetOption = Annotated[
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Start long work without asking.")]
 
 
-def pool_path(given: Path | None) -> Path:
-    """The pool's folder: the flag, else `$CURATE_POOL`, else ./pool."""
-    return (given or Path(os.environ.get("CURATE_POOL") or "pool")).expanduser()
+def pool_path(given: Sequence[str | Path] | None) -> Path:
+    """The pool's folder: the flag, else `$CURATE_POOL`, else ./pool. Raises InputError for more than one."""
+    if given and len(given) > 1:
+        found = ", ".join(map(str, given))
+        hint = f"--pool {given[0]}; several at once are for curate filter and curate subset"
+        raise InputError("--pool", f"this command takes one pool (found {len(given)}: {found})", hint=hint)
+    return Path(given[0] if given else os.environ.get("CURATE_POOL") or "pool").expanduser()
 
 
-def open_pool(given: Path | None, work: Path | None = None) -> Pool:
+def open_pool(given: Sequence[str | Path] | None, work: Path | None = None) -> Pool:
     """The pool that a command works on."""
     from curate.pool import open_pool as opened
 
+    return opened(pool_path(given), _work(work))
+
+
+def open_pools(given: Sequence[str | Path] | None, work: Path | None = None) -> Pool:
+    """The pool that a command works on, or the union of several."""
+    from curate.pool.joint import open_pools as opened
+
+    return opened(given or [pool_path(None)], _work(work))
+
+
+def _work(given: Path | None) -> Path | None:
     set_ = os.environ.get("CURATE_WORK")
-    there = work or (Path(set_) if set_ else None)
-    return opened(pool_path(given), there.expanduser() if there else None)
+    there = given or (Path(set_) if set_ else None)
+    return there.expanduser() if there else None
 
 
 def take_assets(given: list[str] | None) -> None:

@@ -120,7 +120,7 @@ def _say_fetched(fetched: Fetched, folder: Path, what: str) -> None:
 
 def show_metadata(root: Path, *, as_json: bool) -> int:
     """What the pool's samples are now, where no image was asked for."""
-    pool = common.open_pool(root)
+    pool = common.open_pool([root])
     if as_json:
         common.show_json({"pool": str(root), "samples": pool.n, "parts": len(pool.parts)})
     else:

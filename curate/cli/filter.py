@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from curate.cli._common import (
     AssetOption,
     DeviceOption,
     JsonOption,
-    PoolOption,
+    PoolsOption,
     WorkersOption,
     WorkOption,
     YesOption,
@@ -39,7 +40,7 @@ def filter_(
     recipe: Annotated[
         list[str] | None, typer.Option("--recipe", help="A TOML file, or the name of a shipped recipe.")
     ] = None,
-    pool: PoolOption = None,
+    pool: PoolsOption = None,
     work: WorkOption = None,
     name: Annotated[
         str | None, typer.Option("--name", help="The selection's name.  [default: the rules and a digest]")
@@ -72,7 +73,7 @@ def filter_(
 
     common.take_assets(asset)
     chosen = recipes.compose(rule or [], recipe or [])
-    opened = common.open_pool(pool, work)
+    opened = common.open_pools(pool, work)
     means = Means(device, common.workers(workers))
     request = stage.Request(chosen, name, scale, seed, means)
     if dry_run:
@@ -138,6 +139,8 @@ def _show(outcome: Outcome, as_json: bool) -> None:
         common.show_json({**selection.raw, "folder": str(selection.folder)})
         return
     common.show("\n".join(funnel_lines(selection)))
+    if sources := selection.raw.get("sources"):
+        common.show("\n" + "\n".join(source_lines(sources)))
     again = " (as before)" if outcome.reused else ""
     common.show(f"\nselection {selection.name}{again}: {selection.folder}")
 
@@ -167,6 +170,16 @@ def funnel_lines(selection: Selection) -> list[str]:
     lines.append(("total", counts["samples"], counts["dropped"], counts["unjudged"], counts["kept"]))
     rows = iter(common.table([row for row in lines if isinstance(row, tuple)], right=[1, 2, 3, 4]).splitlines())
     return [line if isinstance(line, str) else next(rows) for line in lines]
+
+
+def source_lines(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What became of each pool's samples, where several were filtered as one."""
+    rows: list[tuple[Any, ...]] = [("source", "samples", "dropped", "unjudged", "kept", "keep rate")]
+    rows += [
+        (s["source"], s["samples"], s["dropped"], s["unjudged"], s["kept"], f"{100 * s['keep_rate']:.1f} %")
+        for s in sources
+    ]
+    return common.table(rows, right=[1, 2, 3, 4, 5]).splitlines()
 
 
 def rules(
