@@ -147,10 +147,14 @@ def first_synset(file: File) -> Callable[[str], int]:
         what = f"is not a WordNet database ({type(error).__name__}: {error})"
         raise InputError(str(file.path), what, hint=_HINT) from error
     endings = {part: reader.MORPHOLOGICAL_SUBSTITUTIONS[part] for part in _PARTS}
+    inflected = {part: tuple(old for old, _ in found) for part, found in endings.items()}
+    lemmas = frozenset(reader.all_lemma_names())
 
     def first(word: str) -> int:
         form = word.lower()
         for part in _PARTS:
+            if form not in lemmas and form not in irregular[part] and not form.endswith(inflected[part]):
+                continue  # most tokens of the web
             found = reader.synsets(form, part)
             forms = [] if found or form in irregular[part] else [form]
             while forms and not found:
