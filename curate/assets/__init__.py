@@ -56,7 +56,7 @@ def find(name: str, variant: str | None = None) -> tuple[Path, str]:
     asset = REGISTRY[_known(name)]
     if not asset.alone:
         raise ValueError(f"{name} is {len(asset.files)} files: find_all")
-    return _find(asset, asset.of(variant))[0]
+    return _find(asset, () if name in _given else asset.of(variant))[0]
 
 
 def find_all(name: str) -> tuple[tuple[Path, str], ...]:
@@ -106,8 +106,13 @@ def _readable(name: str, path: Path) -> Path:
 
 def _folders() -> list[Path]:
     """Where assets are looked for, in order; the last one is the cache."""
-    given = os.environ.get("CURATE_ASSETS")
-    return [*([Path(given).expanduser()] if given else []), cache()]
+    named = os.environ.get("CURATE_ASSETS")
+    if not named:
+        return [cache()]
+    given = Path(named).expanduser()
+    if not given.is_dir():
+        raise InputError("$CURATE_ASSETS", f"there is no folder {given}", hint="make it, or unset the variable")
+    return [given, cache()]
 
 
 def cache() -> Path:

@@ -211,8 +211,7 @@ def _pour(answer: Any, part: _Part, begin: int, total: int | None, file: Publish
     if (total or 0) > file.most:
         raise _Refused(f"more than {file.most} bytes")
     have = begin
-    shown = _Bytes(file.file, total or 0, unit="bytes")
-    shown.done = begin
+    shown = _Bytes(file.file, total or 0, begin)
     shown.start()
     try:
         with part.writing(begin, _validator(answer)) as out:
@@ -247,8 +246,22 @@ def _validator(answer: Any) -> str | None:
 
 
 class _Bytes(Progress):
+    """Megabytes, of which some were there before."""
+
+    def __init__(self, title: str, total: int, begin: int) -> None:
+        super().__init__(title, total, unit="bytes")
+        self.done = self._begin = begin
+
+    @property
+    def rate(self) -> float:
+        return (self.done - self._begin) / max(self.elapsed, 1e-6)
+
+    def beside(self) -> str:
+        return ", ".join([f"{self.rate / 1e6:.1f} MB/s", *self._left()])
+
     def line(self) -> str:
-        return f"fetching {self.title}: {self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB"
+        share = f" of {self.total / 1e6:.1f}" if self.total else ""
+        return f"fetching {self.title}: {self.done / 1e6:.1f}{share} MB, {self.beside()}"
 
 
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):

@@ -37,6 +37,17 @@ def test_the_given_folder_comes_first(
     assert publisher.asked == []
 
 
+def test_a_given_folder_that_is_none_is_named(
+    cache: Path, tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    for there in (tmp_path / "given", put(tmp_path, "file")):
+        monkeypatch.setenv("CURATE_ASSETS", str(there))
+        with pytest.raises(InputError, match=rf"\$CURATE_ASSETS: there is no folder {there}") as error:
+            assets.find("thing")
+        assert error.value.hint == "make it, or unset the variable"
+
+
 def test_wrong_bytes_on_disk_are_refused(cache: Path, publish: Publish) -> None:
     publish()
     path = put(cache, body=BODY + b"!")
@@ -135,8 +146,8 @@ def test_files_that_count_as_one_come_in_their_order(
     cache: Path, tmp_path: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(names=("b.bin", "a.bin"))
-    monkeypatch.setenv("CURATE_ASSETS", str(tmp_path / "given"))
     there = put(tmp_path / "given", "a.bin")
+    monkeypatch.setenv("CURATE_ASSETS", str(there.parent))
     assert [file.path for file in filter_api.assets("thing")] == [cache / "b.bin", there]
     with pytest.raises(ValueError, match="thing is 2 files"):
         assets.find("thing")
@@ -156,7 +167,7 @@ def test_a_file_given_is_taken_as_it_is(
     assets.give({"thing": [mine]})
     assert assets.not_asked_for() == ["thing"]
     for variant in ("small", "large", None):
-        found = filter_api.asset("thing", variant) if variant else filter_api.asset("thing", "small")
+        found = filter_api.asset("thing", variant)
         assert (found.path, found.sha256) == (mine, hashlib.sha256(b"other").hexdigest())
     assert assets.not_asked_for() == []
     assert publisher.asked == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import re
 import resource
 import threading
 import urllib.error
@@ -165,6 +166,24 @@ def test_too_much_is_refused(cache: Path, publish: Publish, monkeypatch: pytest.
     with pytest.raises(InputError, match="more than 100 bytes"):
         assets.find("thing")
     assert names(cache) == []
+
+
+def test_what_is_said_meanwhile(
+    cache: Path,
+    publisher: Publisher,
+    publish: Publish,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publish()
+    publisher.body = BODY * 100  # of the wrong digest
+    monkeypatch.setattr("curate.progress.INTERVAL", 0.0)
+    leave_part(cache, publisher, 100_000)
+    with caplog.at_level("INFO", "curate"), pytest.raises(InputError, match="is not the published file"):
+        assets.find("thing")
+    assert "fetching thing.bin (licence: MIT) from 127.0.0.1, from byte 100,000 on" in caplog.text
+    assert re.search(r"^fetching thing\.bin: 1\.0 of 1\.0 MB, [\d.]+ MB/s", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_two_at_once_fetch_once(cache: Path, publisher: Publisher, publish: Publish) -> None:

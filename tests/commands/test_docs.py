@@ -35,6 +35,7 @@ WITHOUT_NETWORK: dict[str, tuple[int, str]] = {
     "curate embed --model ViT-L-14/openai": (2, "its weights cannot be fetched"),
     "curate filter --rule basic": (2, "lid.176.bin is not on this machine"),
     "curate filter --rule watermark": (2, "watermark_model_v1.pt is not on this machine"),
+    "curate assets fetch wordnet centroids:small": (2, "wordnet.zip is not on this machine"),
 }
 """What blocks of `text` show: each command, how it ends where there is no network, and what it says then."""
 
@@ -213,7 +214,9 @@ def test_assets_page_tells_of_every_asset() -> None:
     from curate.assets import REGISTRY
 
     rows = manual.table(DOCS / "assets.md", "asset")
-    assert {row[0].strip("`"): row[1].strip("`") for row in rows} == {a.name: a.file for a in REGISTRY.values()}
+    told = {row[0].strip("`"): row[1].replace("`", "").split(", ") for row in rows}
+    assert told == {a.name: [f.file for f in a.files] for a in REGISTRY.values()}
+    assert {row[0].strip("`"): row[3] for row in rows} == {a.name: a.licence for a in REGISTRY.values()}
 
 
 def test_scales_page_has_the_numbers_of_the_program() -> None:
