@@ -112,13 +112,23 @@ def write_table(
     pq.write_table(table, output.open(name, varies=varies), compression="zstd", use_dictionary=coded)
 
 
-def table_bytes(table: pa.Table, *, dictionaries: Sequence[str]) -> pa.Buffer:
-    """A table of many rows as `write_table` writes it, for whoever writes it elsewhere; without statistics."""
+def table_bytes(table: pa.Table, *, dictionaries: Sequence[str], small: Sequence[str]) -> pa.Buffer:
+    """A table of very many rows as Parquet that is quickly written: not compressed, without statistics.
+
+    `dictionaries` names the columns of few words, `small` those of integers that differ little.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=list(dictionaries), write_statistics=False)
+    pq.write_table(
+        table,
+        sink,
+        compression="none",
+        use_dictionary=list(dictionaries),
+        column_encoding=dict.fromkeys(small, "DELTA_BINARY_PACKED"),
+        write_statistics=False,
+    )
     return sink.getvalue()
 
 

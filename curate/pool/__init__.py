@@ -258,8 +258,11 @@ class Pool:
         frame = self.scan(part, [FAILED], optional=[FAILED]).collect()
         return frame[FAILED].cast(pl.String)
 
-    def uids(self, part: Part) -> npt.NDArray[np.void]:
-        """The uids of one part, as pairs of u8, in its order. Raises PartError where one is not a uid."""
+    def uids(self, part: Part, rows: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.void]:
+        """The uids of one part, or of some of its rows, as pairs of u8, in its order.
+
+        Raises PartError where one of these is not a uid.
+        """
         import polars as pl
 
         path = part.uids or part.path
@@ -270,10 +273,13 @@ class Pool:
         frame = pl.scan_parquet(path, glob=False).select(pl.col(name).cast(pl.String))
         with reading(frame, part):
             # polars decodes strings several times as fast as pyarrow
-            column = frame.collect().to_series().to_arrow(compat_level=pl.CompatLevel.oldest())
+            column = frame.collect().to_series()
+        chosen = column if rows is None else column.filter(pl.Series(rows))
         try:
-            return uids.to_pairs(column)
+            return uids.to_pairs(chosen.to_arrow(compat_level=pl.CompatLevel.oldest()))
         except ValueError as error:
+            if rows is not None:
+                self.uids(part)  # names the row by its place in the part
             raise PartError(str(path), f"column 'uid': {error}") from error
 
     @cached_property

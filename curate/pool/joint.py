@@ -152,10 +152,10 @@ class JointPool(Pool):
         home = self.homes[part.name]
         return home.pool.failed(home.part)
 
-    def uids(self, part: Part) -> npt.NDArray[np.void]:
-        """The uids of one part, as pairs of u8, in its order. Raises PartError where one is not a uid."""
+    def uids(self, part: Part, rows: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.void]:
+        """The uids of one part, or of some of its rows. Raises PartError where one of these is not a uid."""
         home = self.homes[part.name]
-        return home.pool.uids(home.part)
+        return home.pool.uids(home.part, rows)
 
     @cached_property
     def identities(self) -> dict[str, str]:

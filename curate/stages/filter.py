@@ -23,7 +23,7 @@ from curate.recipe import Recipe
 from curate.selection import STAGE, VERSION, WHOLE, Selection
 from curate.shards import table_bytes
 from curate.stages import decide, joint, needs
-from curate.stages.decide import Decisions, Words
+from curate.stages.decisions import Decisions, Words
 from curate.stages.needs import Means, Work
 from curate.stages.samples import Ahead, Mask, PoolFacts, Samples, checked_vectors
 
@@ -360,9 +360,14 @@ def _array(kind: pa.DataType, data: npt.NDArray[Any], valid: Mask | None = None)
 def _words(numbers: npt.NDArray[np.int16], words: Words) -> pa.DictionaryArray:
     import pyarrow as pa
 
-    kind = pa.int8() if len(words.words) <= np.iinfo(np.int8).max else pa.int16()
-    places = _array(kind, numbers.astype(kind.to_pandas_dtype()), numbers >= 0)
-    return pa.DictionaryArray.from_arrays(places, pa.array(words.words, pa.string()))
+    texts = [w.encode() for w in words.words]
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    # from buffers: pa.array of a list imports pandas, half a second
+    known = pa.Array.from_buffers(
+        pa.string(), len(texts), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))]
+    )
+    places = _array(pa.int16(), numbers, numbers >= 0)
+    return pa.DictionaryArray.from_arrays(places, known, safe=False)
 
 
 def _of(decisions: Decisions, span: slice) -> pa.Array:
@@ -379,12 +384,11 @@ def _of(decisions: Decisions, span: slice) -> pa.Array:
 
 def _write_uids(output: receipts.Output, samples: Samples, decisions: Decisions) -> None:
     """The kept uids, sorted, one entry a copy."""
-    rows = np.flatnonzero(decisions.copies)
-    pairs, copies = samples.uids[rows], decisions.copies[rows]
+    pairs = samples.uids_of(decisions.copies > 0)
     order = uids.sort_order(pairs)
     pairs = pairs[order]
-    if copies.max(initial=1) > 1:
-        pairs = np.repeat(pairs, copies[order])
+    if decisions.copies.max(initial=1) > 1:
+        pairs = np.repeat(pairs, decisions.copies[decisions.copies > 0][order])
     sink = output.open("uids.npy")
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(

@@ -158,6 +158,13 @@ class Samples:
             found[self.span(index)] = pairs
         return found
 
+    def uids_of(self, rows: Mask) -> npt.NDArray[np.void]:
+        """The uids of some rows, in the pool's order; only these are read where not all are held already."""
+        if "uids" in vars(self):
+            return self.uids[rows]
+        held = list(self.over(lambda i, part: (part, rows[self.span(i)]), lambda one: self.pool.uids(*one)))
+        return np.concatenate(held) if held else np.empty(0, dtype=uids.UID_DTYPE)
+
     @cached_property
     def order(self) -> npt.NDArray[np.intp]:
         """All rows in uid order, rows of one uid in the pool's order."""

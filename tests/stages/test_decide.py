@@ -14,9 +14,10 @@ from curate.errors import InputError
 from curate.filter_api import Column, Draw
 from curate.pool import open_pool
 from curate.recipe import Group, parse_rule
-from curate.stages import decide
-from curate.stages.decide import DROP, KEEP, UNJUDGED, Decisions
+from curate.stages import decide, judging
+from curate.stages.decisions import Decisions, Words
 from curate.stages.figures import PoolFigures, SamplesLeft
+from curate.stages.judging import DROP, KEEP, UNJUDGED
 from curate.stages.samples import Samples
 from tests.pools import make_metadata
 
@@ -38,10 +39,10 @@ def samples(tmp_path: Path) -> Samples:
 # --- groups -----------------------------------------------------------------------------------------------
 
 
-def verdicts(decisions: Decisions, states: list[int], number: int) -> decide._Verdicts:
+def verdicts(decisions: Decisions, states: list[int], number: int) -> judging._Verdicts:
     state = np.array(states, dtype=np.int8)
     reason = np.where(state == DROP, decisions.reasons.number(f"r{number}"), -1).astype(np.int16)
-    return decide._Verdicts(state, reason, np.where(state == DROP, number, np.nan).astype(np.float32))
+    return judging._Verdicts(state, reason, np.where(state == DROP, number, np.nan).astype(np.float32))
 
 
 @pytest.mark.parametrize("members", [1, 2, 3])
@@ -52,7 +53,7 @@ def test_groups_are_kleenes(samples: Samples, how: str, members: int) -> None:
     rows = list(itertools.product(VALUES, repeat=members))
     columns = [verdicts(decisions, [row[m] for row in rows], m) for m in range(members)]
     group = Group(how, tuple(parse_rule("clipscore") for _ in range(members)))
-    found = decide._combine(decisions, group, columns)
+    found = judging._combine(decisions, group, columns)
     truth = {KEEP: True, DROP: False, UNJUDGED: None}
     for row, state, reason in zip(rows, found.state.tolist(), found.reason.tolist(), strict=True):
         values = [truth[v] for v in row]
@@ -162,15 +163,15 @@ def test_draws_that_are_refused(draw: Any, said: str) -> None:
 @pytest.mark.parametrize("answer", [pl.Series([5, -1]), pl.Series(["true", "false"]), pl.Series([1.0, 0.0])])
 def test_a_condition_is_true_or_false(answer: pl.Series) -> None:
     with pytest.raises(InputError, match="rule mine: the condition for 'dull' is neither true nor false"):
-        decide._said("mine", "dull", answer)
+        judging._said("mine", "dull", answer)
 
 
 def test_null_is_unjudged() -> None:
-    assert decide._said("mine", "dull", pl.Series([True, None, False])).tolist() == [1, -1, 0]
-    assert decide._said("mine", "dull", pl.Series([None, None])).tolist() == [-1, -1]
+    assert judging._said("mine", "dull", pl.Series([True, None, False])).tolist() == [1, -1, 0]
+    assert judging._said("mine", "dull", pl.Series([None, None])).tolist() == [-1, -1]
 
 
 def test_words_are_numbered_as_they_come() -> None:
-    words = decide.Words()
+    words = Words()
     assert [words.number(w) for w in ("b", "a", "b")] == [0, 1, 0]
     assert words.words == ["b", "a"]
