@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate.errors import InputError, PartError, UnknownName
+from curate.pool.joint import JointPool
 from curate.pool.layout import Layout
-from curate.receipts import FORMAT, digest, file_sha256, read_json, write_json
+from curate.receipts import FORMAT, file_sha256, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,12 +172,27 @@ def check_fresh(pool: Pool, chosen: Selection) -> None:
     for part in pool.parts:
         if part.name in pool.unreadable and part.shard and (receipt := pool.shard_receipt(part.shard)):
             known[part.name] = receipt.identity  # what it was when it was whole
-    if chosen.pool_identity not in (pool.identity(), digest(known)):
+    if chosen.pool_identity not in (pool.identity(), pool.identity_of(known)):
+        _check_sources(pool, chosen)
         raise InputError(
             str(chosen.folder),
             "was made of an older state of this pool",
             hint="run the same curate filter again, or add --allow-stale",
         )
+
+
+def _check_sources(pool: Pool, chosen: Selection) -> None:
+    """Raise InputError where it was made of other pools than are given, or given in another order."""
+    made_of = [(s["source"], s["pool"]) for s in chosen.raw.get("sources", ())]
+    given = list(pool.members) if isinstance(pool, JointPool) else []
+    if [source for source, _ in made_of] == given:
+        return
+    if not made_of:
+        what, pools = "is a selection of one pool", f"--pool {chosen.folder.parent.parent}"
+    else:
+        what = f"is a selection of several pools ({', '.join(source for source, _ in made_of)})"
+        pools = " ".join(f"--pool {source}={folder}" for source, folder in made_of)
+    raise InputError(str(chosen.folder), what, hint=f"give the same, in their order: {pools}")
 
 
 def point_at(layout: Layout, name: str) -> None:
