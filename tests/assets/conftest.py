@@ -31,6 +31,8 @@ class Publisher:
     """Path, Range and If-Range of each request."""
     before: Callable[[], None] = lambda: None
     """Run when a request has come, before it is answered."""
+    after: Callable[[], None] = lambda: None
+    """Run when the body has been sent, before the connection is closed."""
 
     def url(self, path: str = "/file") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
@@ -63,6 +65,8 @@ class Publisher:
         to.end_headers()
         rest = self.body[begin:]
         to.wfile.write(rest[: self.cuts.pop(0)] if self.cuts else rest)
+        to.wfile.flush()
+        self.after()
         return None
 
 

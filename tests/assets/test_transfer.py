@@ -4,7 +4,10 @@ import hashlib
 import http.client
 import re
 import resource
+import subprocess
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -208,6 +211,37 @@ def test_two_at_once_fetch_once(cache: Path, publisher: Publisher, publish: Publ
     second.join(5)
     assert found == [(cache / "thing.bin", SHA256)] * 2
     assert len(publisher.asked) == 1
+
+
+CHILD = """
+import sys
+from curate import assets
+from curate.assets import Asset, PublishedFile
+url, digest = sys.argv[1:]
+assets.REGISTRY["thing"] = Asset("thing", (PublishedFile("thing.bin", url, digest, 1 << 20),), "MIT", "a test")
+assets.find("thing")
+"""
+
+
+def test_killed_in_the_middle_it_is_gone_on_with(cache: Path, publisher: Publisher, publish: Publish) -> None:
+    publisher.body = BODY * 20
+    asset = publish(digest="sha256:" + hashlib.sha256(publisher.body).hexdigest())
+    killed = threading.Event()
+    publisher.cuts, publisher.after = [3 * HALF], lambda: None if killed.wait(20) else pytest.fail("not killed")
+    words = [sys.executable, "-c", CHILD, asset.files[0].url, asset.files[0].digest]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as child:
+        part, give_up = cache / PART, time.monotonic() + 20
+        while not (part.exists() and part.stat().st_size) and time.monotonic() < give_up:
+            time.sleep(0.01)
+        child.kill()
+    killed.set()
+    publisher.after = lambda: None
+    have = part.stat().st_size
+    assert have
+    assert ".thing.bin.lock" in names(cache), "the file stays, the lock does not"
+    assert assets.find("thing")[0].read_bytes() == publisher.body
+    assert publisher.asked[1:] == [("/file", f"bytes={have}-", '"one"')]
+    assert names(cache) == [".thing.bin.checked", "thing.bin"]
 
 
 @pytest.fixture
