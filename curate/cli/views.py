@@ -1,6 +1,8 @@
-"""`curate status` and `curate verify`: what a pool holds, and whether it is whole. They write nothing."""
+"""What a pool holds, whether it is whole, and what is known of one sample. These commands write nothing."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
@@ -13,6 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("status")(status)
     app.command("verify")(verify)
+    app.command("explain")(explain)
 
 
 def status(
@@ -71,4 +74,40 @@ def verify(
             plural(len(verdict.grave), "problem"),
             hint="take away the damaged files, and run the commands again that made them: what is whole is kept",
         )
+    return 0
+
+
+def explain(
+    uid: Annotated[str, typer.Argument(help="A sample's uid, or its first digits, six or more.")],
+    selection: Annotated[
+        str | None,
+        typer.Option(
+            "--selection", help="Which selection, or a uid list.  [default: the latest, where there is one]"
+        ),
+    ] = None,
+    pool: PoolOption = None,
+    work: WorkOption = None,
+    allow_stale: Annotated[
+        bool, typer.Option("--allow-stale", help="Take a selection of an older state of the pool.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Say where a sample is, its columns and scores, and what each rule said of it, by what margin.
+
+    Rules below the one that took it are asked too. Example:
+
+        curate explain 00a1b2c3
+    """
+    from curate import selection as selections
+    from curate.views import explain as view
+
+    opened = common.open_pool(pool, work)
+    some = selection is not None or (opened.layout.selections / "latest.json").is_file()
+    chosen = selections.load(opened.layout, selection) if some else None
+    told = view.explain(opened, uid, chosen, allow_stale=allow_stale)
+    if as_json:
+        common.show_json(told)
+        return 0
+    for piece in view.lines(told):
+        common.show(piece if isinstance(piece, str) else common.table(piece, right=[2, 4]))
     return 0
