@@ -135,3 +135,29 @@ class Both(Scorer):
             }
 
         return compute
+
+
+@dataclass(frozen=True)
+class Costly(Scorer):
+    """The caption's length, for those rows alone that a rule has yet to decide on."""
+
+    name: ClassVar[str] = "costly"
+    version: ClassVar[int] = 1
+    columns: ClassVar[Mapping[str, str]] = {"cost": "Int32"}
+    rows: ClassVar[int] = 4
+    some_rows: ClassVar[bool] = True
+
+    factor: int = 1
+    refuses: str = "never"
+    """A caption for which the whole part fails."""
+
+    def needs(self) -> Sequence[Need]:
+        return [Column("caption")]
+
+    def open(self, device: str) -> Compute:
+        def compute(batch: Batch) -> Mapping[str, Any]:
+            assert self.refuses not in batch.columns["caption"]
+            computed.extend(batch.uid)
+            return {"cost": [self.factor * len(c) for c in batch.columns["caption"]]}
+
+        return compute
