@@ -36,7 +36,29 @@ def subset(
         int | None,
         typer.Option(
             "--seed",
-            help="Decides which samples are in the scale's pool.  [default: the selection's]",
+            help="Decides who is in the scale's pool, and --shuffle's order.  [default: the selection's]",
+            show_default=False,
+        ),
+    ] = None,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Mix the samples over all shards, by chance from --seed.")
+    ] = False,
+    blur_faces: Annotated[
+        str | None,
+        typer.Option(
+            "--blur-faces",
+            metavar="BOXES",
+            help="Blur faces: `metadata` takes the pool's boxes (face_bboxes); or a Parquet file with uid and "
+            "face_bboxes. The only step that changes pictures.",
+            show_default=False,
+        ),
+    ] = None,
+    inject_boxes: Annotated[
+        str | None,
+        typer.Option(
+            "--inject-boxes",
+            metavar="BOXES",
+            help="Write the boxes into the samples' JSON as face_bboxes, for train.py --blur_field.",
             show_default=False,
         ),
     ] = None,
@@ -58,8 +80,10 @@ def subset(
     from curate import scales
     from curate import selection as selections
     from curate.stages import subset as stage
+    from curate.stages.blurring import faces
 
     chosen_scale = scales.scale(scale)
+    asked = faces(blur_faces, inject_boxes)
     opened = common.open_pool(pool, work)
     chosen = selections.load(opened.layout, selection)
     common.keep_log(opened.layout, "subset")
@@ -71,6 +95,8 @@ def subset(
         seed=int(chosen.raw.get("seed", 0)) if seed is None else seed,
         samples_per_shard=samples_per_shard,
         workers=common.workers(workers),
+        shuffle=shuffle,
+        faces=asked,
         require_all=require_all,
         allow_stale=allow_stale,
     )
@@ -96,7 +122,9 @@ def subset_lines(result: Result) -> list[str]:
     rows.append(("kept", result.kept))
     if result.samples != result.kept:
         rows.append(("written, copies counted", result.samples))
-    rows.append(("shards", result.shards))
+    if result.blurred is not None:
+        rows.append(("pictures with faces blurred", result.blurred))
+    rows.append(("shards, shuffled" if result.shuffled else "shards", result.shards))
     lines = [f"selection {result.selection}", *common.table(rows, right=[1]).splitlines()]
     scale, repeats = result.scale, result.repeats
     times = f"{repeats:,.0f}" if repeats >= 10 else f"{repeats:.2g}"

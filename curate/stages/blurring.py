@@ -51,6 +51,20 @@ class Faces:
         said = {"boxes": known, "blur": self.blur, "inject": self.inject}
         return said | ({"encoding": f"jpg, quality {QUALITY}"} if self.blur else {})
 
+    def told(self, blurred: int | None) -> str:
+        """What a dataset card says of it."""
+        said = []
+        if blurred is not None:
+            said.append(
+                f"Faces are blurred in {blurred:,} images, which were encoded anew as JPEG of quality {QUALITY}; "
+                f"the tables' column `blurred` names them. The bytes of all others are those that the pool holds."
+            )
+        else:
+            said.append("The bytes of an image are those that the pool holds.")
+        if self.inject:
+            said.append(f"The boxes of faces stand in the samples' JSON as `{FACES}` (`train.py --blur_field`).")
+        return " ".join(said)
+
 
 def faces(blur: str | None, inject: str | None) -> Faces | None:
     """What `--blur-faces` and `--inject-boxes` ask for. Raises InputError where they name different boxes."""

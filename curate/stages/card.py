@@ -40,6 +40,9 @@ class Facts:
     """The new shards as a brace pattern, relative to the card."""
     recipe_name: str = ""
     """What the selection was asked for with `--recipe`."""
+    shuffled: bool = False
+    faces: str = ""
+    """What was done with faces, where something was, in sentences."""
     virtual: bool = False
     """Whether the shards are an index of the pool's own tars."""
 
@@ -66,8 +69,10 @@ def card(facts: Facts) -> str:
     pieces = [
         _front(facts),
         f"# {facts.selection} at {scale.name}\n",
-        "Image-text pairs for training CLIP-like models, chosen from a larger pool by `curate`. The bytes of an "
-        "image are those that the pool holds.\n",
+        "Image-text pairs for training CLIP-like models, chosen from a larger pool by `curate`. "
+        + (facts.faces or "The bytes of an image are those that the pool holds.")
+        + (" The samples are in an order by chance, over all shards." if facts.shuffled else "")
+        + "\n",
         "## Counts\n",
         _table(("", "number"), told),
         f"\nMade of a {facts.pool_kind} pool, identity `{facts.pool_identity[:16]}`, by the selection "

@@ -194,28 +194,28 @@ def _announced(runs: Runs, tars: _Tars) -> Iterator[None]:
                 ahead += bytes_[told]
                 told += 1
             which = slice(batches[first][0], batches[told - 1][1])
-            for place, offset, length, _ in _ranges(
-                runs, which, np.zeros(which.stop - which.start, dtype=np.int64)
-            ):
+            for place, offset, length, _ in _ranges(runs, which):
                 os.posix_fadvise(tars[place], offset, length, os.POSIX_FADV_WILLNEED)
         ahead -= bytes_[number]
         yield
 
 
-def _ranges(runs: Runs, which: slice, starts: Longs) -> Iterator[tuple[int, int, int, int]]:
+def _ranges(runs: Runs, which: slice, starts: Longs | None = None) -> Iterator[tuple[int, int, int, int]]:
     """What to read: (tar, offset, length, start in the buffer), in the order in which it lies on the disk.
 
-    Samples that lie one after the other, and are to, are one range.
+    Samples that lie one after the other, and in the buffer if there is one, are one range.
     """
     tar, offset, length = runs.tar[which], runs.offset[which], runs.length[which]
     order = np.lexsort((offset, tar))
-    tar, offset, length, starts = tar[order], offset[order], length[order], starts[order]
+    tar, offset, length = tar[order], offset[order], length[order]
     follows = (tar[1:] == tar[:-1]) & (offset[1:] == offset[:-1] + length[:-1])
-    follows &= starts[1:] == starts[:-1] + length[:-1]
+    begins = np.zeros_like(offset) if starts is None else starts[order]
+    if starts is not None:
+        follows &= begins[1:] == begins[:-1] + length[:-1]
     firsts = np.flatnonzero(np.concatenate([[True], ~follows]))
     sizes = np.add.reduceat(length, firsts)
     yield from zip(
-        tar[firsts].tolist(), offset[firsts].tolist(), sizes.tolist(), starts[firsts].tolist(), strict=True
+        tar[firsts].tolist(), offset[firsts].tolist(), sizes.tolist(), begins[firsts].tolist(), strict=True
     )
 
 

@@ -312,6 +312,8 @@ class _Making:
             result.shards,
             result.missing,
             pattern,
+            shuffled=result.shuffled,
+            faces=self.how.faces.told(result.blurred) if self.how.faces else "",
         )
 
 
