@@ -38,7 +38,8 @@ def filter_(
         typer.Option("--rule", "-r", help="NAME or NAME:key=value,key=value, or path/to/file.py; repeat for more."),
     ] = None,
     recipe: Annotated[
-        list[str] | None, typer.Option("--recipe", help="A TOML file, or the name of a shipped recipe.")
+        list[str] | None,
+        typer.Option("--recipe", help="FILE.toml or a shipped recipe's name, and :key=value,... to set."),
     ] = None,
     pool: PoolsOption = None,
     work: WorkOption = None,
