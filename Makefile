@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# a process a core, but few: many tests start processes of their own; a file's tests share what it sets up
+SPREAD := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check bench docs clean tiny-clip
@@ -20,10 +22,10 @@ demo: $(READY) ## run the whole job on rendered scenes with planted faults, and 
 	$(BIN)/curate demo
 
 test: $(READY) ## run the tests, those of minutes left out
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SPREAD)
 
 test-all: $(READY) ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 check: $(READY) ## format, lint and types, as in CI
 	$(BIN)/ruff format --check .
