@@ -68,6 +68,9 @@ def subset(
     allow_stale: Annotated[
         bool, typer.Option("--allow-stale", help="Take a selection that was made of an older state of the pool.")
     ] = False,
+    virtual: Annotated[
+        bool, typer.Option("--virtual", help="Write no shards: an index of the pool's own, for curate.sampling.")
+    ] = False,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -97,6 +100,7 @@ def subset(
         workers=common.workers(workers),
         shuffle=shuffle,
         faces=asked,
+        virtual=virtual,
         require_all=require_all,
         allow_stale=allow_stale,
     )

@@ -8,7 +8,7 @@ takes a new shard's pieces and copies its samples from all over the pool. The fi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from curate.stages.blurring import Faces
 
 Words = npt.NDArray[np.uint64]
+WriteRows = Callable[..., Mapping[str, int]]
+"""`resharding.write_rows`, or another that is called so."""
 
 STAGE, VERSION = "subset-rows", 1
 FOLDER = "subset.rows"
@@ -150,8 +152,8 @@ class Shuffle:
             begin = number + 1
         return tasks
 
-    def writing(self, out: Path, gathering: Sequence[Task]) -> list[Task]:
-        """The second pass: the new shards."""
+    def writing(self, folder: Path, gathering: Sequence[Task], write: WriteRows) -> list[Task]:
+        """The second pass: the new shards in `folder`, each by `write`."""
         plan = self.plan
         inputs = {plan.shards[n].name: placing.known(plan, n) for n in sorted(plan.held)}
         said = digest([inputs, self.faces.as_json() if self.faces else None])
@@ -168,8 +170,8 @@ class Shuffle:
             which = self.which[chosen]
             rows = np.stack([plan.place[which], plan.row[which], self.copy[chosen]])
             what = {"inputs": said, "shuffled": hashlib.sha256(rows.astype("<i4").tobytes()).hexdigest()}
-            args = (files, number, tars, self.faces)
-            tasks.append(Task(f"{number:08d}", out / "shards", what, write_shuffled, args, len(chosen)))
+            args = (files, number, tars, self.faces, write)
+            tasks.append(Task(f"{number:08d}", folder, what, write_shuffled, args, len(chosen)))
         return tasks
 
 
@@ -214,7 +216,13 @@ def gather(
 
 
 def write_shuffled(
-    output: Output, tick: Tick, files: Sequence[Path], number: int, tars: Sequence[Path], faces: Faces | None
+    output: Output,
+    tick: Tick,
+    files: Sequence[Path],
+    number: int,
+    tars: Sequence[Path],
+    faces: Faces | None,
+    write: WriteRows,
 ) -> Mapping[str, int]:
     """New shard `number`, of the rows that the first pass left in `files`."""
     import pyarrow as pa
@@ -229,4 +237,4 @@ def write_shuffled(
     rows = resharding.joined(tables)
     order = np.argsort(numbers(rows[ORDER], np.int32))
     rows = rows.drop_columns([ORDER]).take(ints(order))
-    return resharding.write_rows(output, tick, rows, tars, faces)
+    return write(output, tick, rows, tars, faces)

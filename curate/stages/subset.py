@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from curate.scales import Scale
 from curate.selection import Selection, check_fresh
 from curate.stages import blurring, placing, resharding, shuffled
 from curate.stages import subset_files as written
+from curate.stages import virtual as indexing
 from curate.stages.blurring import Faces
 from curate.stages.card import Facts, card
 from curate.stages.placing import BROKEN, Pairs, Plan
@@ -59,6 +60,7 @@ class Result:
     shards: int
     bytes: int
     shuffled: bool = False
+    virtual: bool = False
     blurred: int | None = None
     """Pictures whose faces are blurred, copies counted; None where that was not asked for."""
     failure: PartError | None = None
@@ -94,6 +96,7 @@ def subset(
     workers: int = 0,
     shuffle: bool = False,
     faces: Faces | None = None,
+    virtual: bool = False,
     require_all: bool = False,
     allow_stale: bool = False,
 ) -> Result:
@@ -101,7 +104,8 @@ def subset(
 
     In the order of the pool or, with `shuffle`, by chance over all shards: a function of uid, copy and `seed`.
     `faces` are blurred in the pictures, or written into the samples' JSON; a sample for which that cannot be done
-    is missing with an error code. Goes on where an earlier call stopped.
+    is missing with an error code. `virtual` makes an index of the pool's own tars in place of shards; its pictures
+    cannot change. Goes on where an earlier call stopped.
 
     Raises InputError, with nothing written, for an `out` that holds something else, a selection of an older pool,
     or one of which no image is here. Samples that were never fetched are listed; `Result.failure` tells of bytes
@@ -109,6 +113,10 @@ def subset(
     """
     if samples_per_shard < 1:
         raise InputError("--samples-per-shard", f"must be 1 or more (found {samples_per_shard})")
+    if virtual and faces is not None:
+        raise InputError(
+            "--virtual", "copies nothing, so faces cannot be blurred in it", hint="leave one of the two options out"
+        )
     _check_out(pool, out)
     need_shards(pool)
     pool = adopt(pool, workers=workers)
@@ -127,7 +135,7 @@ def subset(
         plan.boxes = blurring.boxes_of(pool, plan, faces.source)
     disk.make_folder(out)
     with disk.lock(out / "subset.lock"):
-        how = _How(scale, seed, samples_per_shard, shuffle, faces)
+        how = _How(scale, seed, samples_per_shard, shuffle, faces, virtual)
         return _Making(pool, selection, how, out, plan, len(wanted), ~inside).run(workers, require_all)
 
 
@@ -140,10 +148,11 @@ class _How:
     samples_per_shard: int
     shuffle: bool
     faces: Faces | None
+    virtual: bool
 
     def as_json(self) -> dict[str, Any]:
         plain = {"scale": self.scale.name, "seed": self.seed, "samples_per_shard": self.samples_per_shard}
-        more = {"shuffled": True} if self.shuffle else {}
+        more = {name: True for name, set_ in (("shuffled", self.shuffle), ("virtual", self.virtual)) if set_}
         return plain | more | ({"faces": self.faces.as_json()} if self.faces else {})
 
 
@@ -161,7 +170,7 @@ class _Making:
 
     @property
     def shards(self) -> Path:
-        return self.out / "shards"
+        return self.out / (indexing.FOLDER if self.how.virtual else "shards")
 
     def run(self, workers: int, require_all: bool) -> Result:
         gathering, tasks = self._tasks()
@@ -189,19 +198,24 @@ class _Making:
         if self.how.shuffle:
             dealt = shuffled.shuffle(self.plan, size, self.how.seed, faces)
             gathering = dealt.gathering(self.out)
-            return gathering, dealt.writing(self.out, gathering)
+            write = indexing.write_rows if self.how.virtual else resharding.write_rows
+            return gathering, dealt.writing(self.shards, gathering, write)
         more = {"faces": faces.as_json()} if faces else {}
         return [], [
             runner.Task(
                 f"{number:08d}",
                 self.shards,
-                placing.fingerprint(self.plan, sources) | more,
-                resharding.write_shard,
+                placing.fingerprint(self.plan, sources) | more | self._numbers(sources),
+                indexing.write_shard if self.how.virtual else resharding.write_shard,
                 (sources, faces),
                 sum(len(s.rows) for s in sources),
             )
             for number, sources in enumerate(self.plan.pieces(size))
         ]
+
+    def _numbers(self, sources: Sequence[placing.Source]) -> dict[str, Any]:
+        """The numbers of the tars, where these are written."""
+        return {"tars": [source.number for source in sources]} if self.how.virtual else {}
 
     def _result(self, summary: runner.Summary) -> Result:
         return Result(
@@ -216,6 +230,7 @@ class _Making:
             summary.parts,
             summary.counts["bytes"],
             self.how.shuffle,
+            self.how.virtual,
             summary.counts["blurred"] if self.how.faces and self.how.faces.blur else None,
         )
 
@@ -239,8 +254,9 @@ class _Making:
         shutil.rmtree(self.out / shuffled.FOLDER, ignore_errors=True)
         for name in before.get("files", {}):
             (self.out / name).unlink(missing_ok=True)
-        for part in receipts.receipts(self.shards).keys() - parts:
-            receipts.remove_part(self.shards, part)
+        for folder in (self.out / "shards", self.out / indexing.FOLDER):
+            for part in receipts.receipts(folder).keys() - (parts if folder == self.shards else set()):
+                receipts.remove_part(folder, part)
         # last: a kill before it leaves the old mark, so that the next call takes away what is left
         receipts.write_json(self.out / MARK, {"format": receipts.FORMAT, "made_of": what, "done": False})
 
@@ -269,8 +285,10 @@ class _Making:
         """What stands beside the shards, then the mark that all is there."""
         shutil.rmtree(self.out / shuffled.FOLDER, ignore_errors=True)
         sizes = {name: r.counts["kept"] for name, r in sorted(summary.receipts.items())}
-        pattern = f"shards/{{{min(sizes)}..{max(sizes)}}}.tar"
+        pattern = indexing.pattern(".", sizes) if self.how.virtual else f"shards/{{{min(sizes)}..{max(sizes)}}}.tar"
         files = written.files(self.plan, self.how.scale, sizes, pattern)
+        if self.how.virtual:
+            files = indexing.files(files, indexing.tars(self.pool, self.plan.shards, self.plan.place), sizes)
         files["README.md"] = card(self._facts(result, pattern)).encode()
         for name, data in files.items():
             receipts.write_file(self.out / name, data)
@@ -312,6 +330,8 @@ class _Making:
             result.shards,
             result.missing,
             pattern,
+            raw.get("recipe_name", ""),
+            virtual=result.virtual,
             shuffled=result.shuffled,
             faces=self.how.faces.told(result.blurred) if self.how.faces else "",
         )
