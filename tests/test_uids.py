@@ -51,7 +51,7 @@ def test_every_character_but_digits_is_refused(place: int) -> None:
         if chr(code) in "0123456789abcdefABCDEF":
             assert uids.to_hex(uids.to_pairs(column))[2] == text.lower()
         else:
-            with pytest.raises(ValueError, match="row 2: .* is not 32 hex digits"):
+            with pytest.raises(ValueError, match=r"row 2: .* is not 32 hex digits"):
                 uids.to_pairs(column)
 
 
