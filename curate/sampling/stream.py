@@ -23,7 +23,7 @@ Sample = dict[str, Any]
 
 WINDOW = 20_000
 """Samples that are mixed at once unless told."""
-AHEAD = 64
+AHEAD = 128
 """So many samples ahead the disk is told what is read next."""
 TABLES = 4
 """Tables of shards that are kept: windows that follow each other share some."""

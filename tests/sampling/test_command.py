@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import gc
+import io
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curate.sampling import __main__ as command
+from tests.sampling.subsets import KEYS, PLACES, content, made, make_chosen
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pool, its virtual subset and its real one."""
+    base = tmp_path_factory.mktemp("both")
+    pool = make_chosen(base / "the pool")
+    made(pool, base / "virtual")
+    made(pool, base / "real", virtual=False)
+    return base
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    line = [sys.executable, "-m", "curate.sampling", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, check=False)
+
+
+def test_a_shard_is_printed_as_the_tar_that_a_real_subset_has(both: Path) -> None:
+    tars = sorted((both / "real/shards").glob("*.tar"))
+    assert len(tars) == 4
+    for tar in tars:
+        ran = run("tar", both / "virtual", tar.name)
+        assert (ran.returncode, ran.stderr) == (0, b"")
+        assert ran.stdout == tar.read_bytes()
+    assert run("tar", both / "virtual", "00000003").stdout == tars[3].read_bytes()
+
+
+def test_a_shard_that_is_not_there(both: Path) -> None:
+    ran = run("tar", both / "virtual", "00000004.tar")
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    assert b"no shard '00000004' (found: 00000000, " in ran.stderr
+    assert b"hint: did you mean" in ran.stderr
+    assert b"Traceback" not in ran.stderr
+
+
+def test_a_changed_tar_is_named_on_stderr(tmp_path: Path) -> None:
+    made(make_chosen(tmp_path / "pool"), tmp_path / "virtual")
+    tar = tmp_path / "pool/shards/00000003.tar"
+    tar.write_bytes(tar.read_bytes()[:4096])
+    assert run("tar", tmp_path / "virtual", "00000000").returncode == 0
+    ran = run("tar", tmp_path / "virtual", "00000003")
+    assert ran.returncode == 3
+    assert f"{tar}: is not as it was when the virtual subset was made: it has 4,096 bytes" in ran.stderr.decode()
+
+
+def test_a_pool_that_has_moved(tmp_path: Path) -> None:
+    made(make_chosen(tmp_path / "pool"), tmp_path / "virtual")
+    expected = run("tar", tmp_path / "virtual", "00000001").stdout
+    (tmp_path / "pool").rename(tmp_path / "moved")
+    assert run("tar", tmp_path / "virtual", "00000001").returncode == 3
+    assert run("tar", tmp_path / "virtual", "00000001", "--pool", tmp_path / "moved").stdout == expected
+
+
+def test_whoever_reads_may_stop_early(both: Path) -> None:
+    line = shlex.join([sys.executable, "-m", "curate.sampling", "tar", str(both / "virtual"), "00000000"])
+    ran = subprocess.run(
+        ["bash", "-c", f"{line} | head -c 100 > /dev/null; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        check=False,
+    )
+    assert ran.returncode in (0, command.PIPE_CLOSED)
+    assert ran.stderr == b""
+
+
+def test_a_closed_pipe_is_no_error(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(command, "write_tar", closed)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(Path("/dev/null").open("wb")))
+    assert command.main(["tar", str(both / "virtual"), "00000000"]) == command.PIPE_CLOSED
+
+
+def pipe(both: Path) -> str:
+    """What `curate subset --virtual` prints for --train-data, with this Python."""
+    folder = shlex.quote(str(both / "virtual"))
+    return f"pipe:{shlex.quote(sys.executable)} -m curate.sampling tar {folder} {{00000000..00000003}}.tar"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_webdataset_reads_the_pipe(both: Path) -> None:
+    import webdataset as wds
+
+    found = list(wds.WebDataset(pipe(both), shardshuffle=False))
+    assert [sample["__key__"] for sample in found] == KEYS
+    assert found[0]["jpg"] == content(*PLACES[0])["jpg"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_open_clips_own_loader_reads_the_pipe(both: Path) -> None:
+    from open_clip_train import data
+    from open_clip_train.params import parse_args
+
+    line = ["--train-data", pipe(both), "--train-num-samples", "10", "--batch-size", "5", "--workers", "0"]
+    args = parse_args([*line, "--dataset-type", "webdataset", "--dataset-resampled"])
+    args.world_size = 1
+
+    def tokens(text: str) -> list[str]:
+        return [text]
+
+    def prepare(image: Any) -> Any:
+        import numpy as np
+
+        return np.asarray(image.resize((8, 8)))
+
+    info = data.get_wds_dataset(args, prepare, is_train=True, tokenizer=tokens)
+    texts = [text for _, batch in info.dataloader for text in batch]
+    gc.collect()
+    assert len(texts) == 10
+    assert set(texts) <= {content(*at)["txt"].decode() for at in PLACES}
+
+
+def test_the_tars_end_is_a_tars(both: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(run("tar", both / "virtual", "00000000").stdout)) as tar:
+        assert len(tar.getmembers()) == 18
