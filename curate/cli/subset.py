@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from curate.cli import _common as common
-from curate.cli._common import JsonOption, PoolOption, WorkersOption, WorkOption
+from curate.cli._common import JsonOption, PoolsOption, WorkersOption, WorkOption
 
 if TYPE_CHECKING:
     from curate.stages.subset import Result
+    from curate.stages.subsets import Results
 
 
 def register(app: typer.Typer) -> None:
@@ -27,8 +29,17 @@ def subset(
         str | None, typer.Option("--selection", help="Which selection.  [default: the latest]", show_default=False)
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The new folder.")] = Path("subset"),
-    pool: PoolOption = None,
+    pool: PoolsOption = None,
     work: WorkOption = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weight",
+            metavar="SOURCE=W",
+            help="Of several pools, how often a training draws from this one; repeat for more.  [default: 1 each]",
+            show_default=False,
+        ),
+    ] = None,
     samples_per_shard: Annotated[
         int, typer.Option("--samples-per-shard", min=1, help="At most so many samples a shard, in even shards.")
     ] = 10_000,
@@ -82,32 +93,51 @@ def subset(
     """
     from curate import scales
     from curate import selection as selections
+    from curate.pool.joint import JointPool
     from curate.stages import subset as stage
+    from curate.stages import subsets
     from curate.stages.blurring import faces
 
     chosen_scale = scales.scale(scale)
     asked = faces(blur_faces, inject_boxes)
-    opened = common.open_pool(pool, work)
+    opened = common.open_pools(pool, work)
+    weights = subsets.weights_of(opened, weight or [])
     chosen = selections.load(opened.layout, selection)
     common.keep_log(opened.layout, "subset")
-    result = stage.subset(
-        opened,
-        chosen,
-        chosen_scale,
-        out.expanduser(),
-        seed=int(chosen.raw.get("seed", 0)) if seed is None else seed,
+    chance = int(chosen.raw.get("seed", 0)) if seed is None else seed
+    make = partial(
+        stage.subset,
+        scale=chosen_scale,
+        seed=chance,
         samples_per_shard=samples_per_shard,
         workers=common.workers(workers),
         shuffle=shuffle,
         faces=asked,
         virtual=virtual,
         require_all=require_all,
-        allow_stale=allow_stale,
     )
+    folder = out.expanduser()
+    result: Result | Results
+    if isinstance(opened, JointPool):
+        result = subsets.subsets(
+            opened,
+            chosen,
+            chosen_scale,
+            folder,
+            lambda one, share, there: make(one, share, out=there, allow_stale=True),
+            weights=weights,
+            seed=chance,
+            workers=common.workers(workers),
+            allow_stale=allow_stale,
+        )
+        lines = subsets_lines(result)
+    else:
+        result = make(opened, chosen, out=folder, allow_stale=allow_stale)
+        lines = subset_lines(result)
     if as_json:
         common.show_json(result.as_json())
     else:
-        common.show("\n".join(subset_lines(result)))
+        common.show("\n".join(lines))
     if result.failure:
         raise result.failure
     return 0
@@ -137,3 +167,25 @@ def subset_lines(result: Result) -> list[str]:
         f"about {times} times"
     )
     return lines
+
+
+def subsets_lines(results: Results) -> list[str]:
+    """What became of a selection of several pools, and what trains on it, for people."""
+    from curate.progress import size
+
+    rows: list[tuple[Any, ...]] = [("source", "selected", "missing", "kept", "written", "shards", "weight", "seen")]
+    for made in results.sources:
+        told, missing = made.as_json(), sum(made.missing.values())
+        counts = [told[what] for what in ("kept", "samples", "shards")]
+        rows.append(
+            (made.source, made.selected, missing, *counts, f"{made.weight:g}", f"{made.repeats:,.2g} times")
+        )
+    whole, scale = results.as_json(), results.scale
+    return [
+        f"selection {results.selection}",
+        *common.table(rows, right=[1, 2, 3, 4, 5, 6, 7]).splitlines(),
+        f"\n{results.out} ({size(whole['bytes'])}): {scale.name} sees {scale.samples_seen:,} samples; there",
+        results.commands["datacomp"],
+        "or",
+        results.commands["open_clip"],
+    ]

@@ -41,6 +41,10 @@ PROCESSES_FROM = 8_000_000_000
 log = logging.getLogger("curate.subset")
 
 
+class NothingHere(InputError):
+    """None of the selected samples has an image in the pool."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What became of a selection."""
@@ -126,7 +130,7 @@ def subset(
     inside = _inside(pool, wanted, scale, seed)
     plan = placing.make_plan(pool, wanted[inside], copies[inside])
     if not plan.samples:
-        raise InputError(
+        raise NothingHere(
             str(selection.folder),
             f"none of its {len(wanted):,} samples has an image here" + _because(plan),
             hint="curate download --pool DIR fetches images" if len(wanted) else "keep more: curate filter ...",
@@ -298,7 +302,9 @@ class _Making:
         receipts.write_json(self.out / MARK, {**mark, "counts": counts, "files": hashed})
 
     def _warnings(self, result: Result) -> list[str]:
-        said = written.warnings(self.pool, result.scale, result.samples)
+        # of one of several pools a training sees what all together are
+        several = "source" in self.selection.raw
+        said = [] if several else written.warnings(self.pool, result.scale, result.samples)
         if missing := placing.holes(self.plan.shards):
             listed = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
             said.append(f"the pool's numbering has a hole: no shard {listed}; what they held is not here")
