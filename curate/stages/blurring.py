@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curate import uids
-from curate.errors import InputError, PartError, SampleError, no_such
+from curate.errors import InputError, SampleError, no_such
 from curate.fetch.converted import Box
 from curate.pool import Pool
 from curate.pool.layout import file_identity
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 FACES = "face_bboxes"
 METADATA = "metadata"
+BATCH = 100_000
 QUALITY = 95
 """Of the JPEGs that blurred pictures become."""
 
@@ -159,18 +161,25 @@ def _files(pool: Pool, plan: Plan, source: str) -> list[tuple[Path, Path | None]
 
 
 def _names(path: Path) -> list[str]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _readable(path):
         return list(pq.read_schema(path).names)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What cannot be read is the user's to mend: faces are not left as they are for a file that is broken."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
-        raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
+        raise InputError(str(path), f"is not a readable Parquet file ({error})") from error
 
 
 def _read(path: Path, uid_path: Path | None, ordered: npt.NDArray[np.void]) -> Iterator[tuple[Any, list[Any]]]:
     """Of each row group: places in `ordered` of the rows that are wanted, and what their cells say."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = _names(path)
@@ -178,19 +187,19 @@ def _read(path: Path, uid_path: Path | None, ordered: npt.NDArray[np.void]) -> I
     if FACES not in names or uid is None:
         lacks = "uid" if uid is None else FACES
         raise InputError(str(path), f"has no column {lacks!r} (found: {', '.join(names)})")
-    try:
+    with _readable(path):
         file = pq.ParquetFile(path)
-        keys = uids.to_pairs(pq.ParquetFile(uid_path or path).read(columns=[uid])[uid])
+        listed = pq.ParquetFile(uid_path or path).read(columns=[uid])[uid]
+        try:
+            keys = uids.to_pairs(listed)
+        except ValueError as error:
+            raise InputError(str(path), f"column {uid!r}: {error}") from error
         first = 0
-        for batch in file.iter_batches(100_000, columns=[FACES]):
+        for batch in file.iter_batches(BATCH, columns=[FACES]):
             found = uids.find(ordered, keys[first : first + len(batch)])
             rows = np.flatnonzero(found >= 0)
             first += len(batch)
             yield found[rows], batch[FACES].take(ints(rows)).to_pylist()
-    except ValueError as error:
-        raise InputError(str(path), f"column {uid!r}: {error}") from error
-    except (pa.ArrowException, OSError) as error:
-        raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
 
 
 # --- samples ----------------------------------------------------------------------------------------------
