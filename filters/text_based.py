@@ -39,7 +39,8 @@ class TextBased(Judge):
     def settle(self, pool: Facts) -> TextBased:
         wordnet = self.wordnet or asset("wordnet")
         synsets = self.synsets or asset("imagenet21k-synsets")
-        _synsets.database(wordnet)
+        # what is no WordNet and no list is refused here, before a worker opens it
+        _synsets.database(wordnet)[0].close()
         _synsets.listed(synsets)
         model = self.language_model or (asset("fasttext-lid") if self.language else None)
         return replace(self, wordnet=wordnet, synsets=synsets, language_model=model)

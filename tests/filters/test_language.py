@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -18,11 +19,15 @@ from curate.filters import _language
 from curate.filters._language import Language, LanguageByGcld3
 from curate.filters.language import InLanguage
 from curate.recipe import parse_rule
+from tests.datacomp.assets import language_model
 
 from .fakes import FakeFacts, FakeFigures, batch, judged
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 LID = SHARED / "data" / "fasttext-lid" / "lid.176.ftz"
+
+
+GOLDEN = [0.995827, 0.998905, 0.689617, 0.858991, 0.858991, 0.941499, 0.858991, 0.858991]
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,16 @@ def test_settings_that_make_no_sense(model: File) -> None:
         InLanguage("")
     with pytest.raises(ValueError, match="language_model goes with detector=fasttext"):
         InLanguage(detector="gcld3", language_model=model)
+
+
+def test_golden_values_of_version_1(tmp_path: Path) -> None:
+    """By a made-up model that counts the words it knows, and gives the end of a line to German."""
+    scorer = Language(File.at(language_model(tmp_path / "lid.bin")))
+    assert (Language.name, Language.version) == ("language", 1)
+    captions = ["the dog", "der hund", "the\nhund", "", "xyzzy", "the dog the cat le chat", "\0", " \t "]
+    got = scorer.open("cpu")(batch(len(captions), {"caption": captions}))
+    assert got["language"] == ["en", "de", "de", "de", "de", "en", "de", "de"]
+    assert np.array(got["language_probability"]) == pytest.approx(GOLDEN, abs=2e-6)
 
 
 def test_a_process_loads_a_model_once_for_all_rules(monkeypatch: pytest.MonkeyPatch) -> None:
