@@ -24,6 +24,8 @@ log = logging.getLogger("curate.vectors")
 VERSION = 1
 """Raised when the numbers may change."""
 _ROWS = 8192
+_WORTH_A_GPU = 10**12
+"""Multiplications that take a CPU some ten seconds."""
 
 Int64 = npt.NDArray[np.int64]
 Named = tuple[Path, str]
@@ -33,8 +35,9 @@ Named = tuple[Path, str]
 def reached(files: Sequence[Named], table: Named, device: str = "auto") -> Int64:
     """The rows of `table` that some vector in `files` is closest to, ascending; `auto` takes a GPU if there is one.
 
-    Kept under the files' sha256, so other files in their place are worked out anew. Raises InputError where a
-    file holds no vectors, or ones of another width than the table's.
+    A vector of zeros, which `curate embed` writes for an image that it could not, is closest to none. Kept under
+    the files' sha256, so other files in their place are worked out anew. Raises InputError where a file holds no
+    vectors, or ones of another width than the table's.
     """
     made_of = receipts.digest({"version": VERSION, "table": table[1], "vectors": [sha256 for _, sha256 in files]})
     kept = assets.cache().parent / "reached" / f"{made_of[:32]}.npy"
@@ -53,20 +56,23 @@ def _work_out(files: Sequence[Path], table: Path, device: str) -> Int64:
             raise InputError(
                 str(path), f"its vectors have {vectors.shape[1]:,} values, those of {table} {rows.shape[1]:,}"
             )
-    find = closest(rows, _device() if device == "auto" else device)
-    found = np.zeros(len(rows), np.bool_)
     total = sum(map(len, held))
+    find = closest(rows, _device(total * rows.size) if device == "auto" else device)
+    found = np.zeros(len(rows), np.bool_)
     log.info("%s vectors against the %s of %s, once for these files", f"{total:,}", f"{len(rows):,}", table.name)
     with progress("targets", total, unit="vectors") as shown:
         for vectors in held:
             for start in range(0, len(vectors), _ROWS):
                 part = vectors[start : start + _ROWS]
-                found[find(part)] = True
+                found[find(part[part.any(axis=1)])] = True
                 shown.advance(len(part))
     return np.flatnonzero(found)
 
 
-def _device() -> str:
+def _device(products: int) -> str:
+    """A GPU where there is one and the work is worth the seconds that torch takes to come."""
+    if products < _WORTH_A_GPU:
+        return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

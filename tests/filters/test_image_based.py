@@ -261,6 +261,15 @@ def test_targets_are_worked_out_once_for_their_contents(
     assert len(worked) == 3
 
 
+def test_targets_of_zeros_reach_nothing(files: tuple[File, File], tmp_path: Path) -> None:
+    """`curate embed` leaves them for images that do not decode."""
+    targets = np.load(files[1].path)[-4:]
+    wanted = reached([saved(tmp_path / "few.npy", targets)], files[0])
+    targets = np.concatenate([np.zeros((2, DIM), np.float16), targets])
+    assert np.array_equal(reached([saved(tmp_path / "broken.npy", targets)], files[0]), wanted)
+    assert 0 not in wanted
+
+
 def test_a_cache_that_cannot_be_written_is_said(
     files: tuple[File, File], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
