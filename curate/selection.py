@@ -192,7 +192,8 @@ def _check_sources(pool: Pool, chosen: Selection) -> None:
     else:
         what = f"is a selection of several pools ({', '.join(source for source, _ in made_of)})"
         pools = " ".join(f"--pool {source}={folder}" for source, folder in made_of)
-    raise InputError(str(chosen.folder), what, hint=f"give the same, in their order: {pools}")
+    hint = f"for curate subset give the same, in their order: {pools}; or name another with --selection"
+    raise InputError(str(chosen.folder), what, hint=hint)
 
 
 def point_at(layout: Layout, name: str) -> None:

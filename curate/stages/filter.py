@@ -17,15 +17,16 @@ import numpy.typing as npt
 from curate import __version__, disk, receipts, runner, scales, selection, uids
 from curate.engines import local
 from curate.errors import CurateError, InputError, PartError
-from curate.filter_api import Column, Score, Scorer
+from curate.filter_api import Column, Score, Scorer, Similarity
 from curate.pool import Pool, adopt, reading
+from curate.pool.names import PUBLISHED
 from curate.recipe import Recipe
 from curate.selection import STAGE, VERSION, WHOLE, Selection
 from curate.shards import table_bytes
 from curate.stages import decide, joint, needs
 from curate.stages.decisions import Decisions, Words
 from curate.stages.needs import Means, Work
-from curate.stages.samples import Ahead, Mask, PoolFacts, Samples, checked_vectors
+from curate.stages.samples import Ahead, Mask, PoolFacts, Samples, checked_vectors, similarity_source
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,7 +79,23 @@ def settle(pool: Pool, recipe: Recipe, means: Means) -> tuple[Pool, Recipe]:
                 for column in [need, *(need.scorer.needs() if isinstance(need, Score) else [])]:
                     if isinstance(column, Column) and not column.optional and pool.rows:
                         pool.need_column(column.name, f"rule {rule.name}")
+    _say_absent(pool, settled)
     return pool, settled
+
+
+def _say_absent(pool: Pool, recipe: Recipe) -> None:
+    """Name the parts without a column that others have and a rule reads: their samples stay unjudged."""
+    wanted: dict[tuple[str, str], Pool] = {}
+    for share in (s for step in recipe for rule in step.rules for s in joint.shares(pool, rule.needs)):
+        for need in share.needs:
+            if isinstance(need, Column) and not need.optional and need.name in share.pool.columns:
+                wanted[share.prefix, need.name] = share.pool
+            elif isinstance(need, Similarity) and similarity_source(share.pool, need) == "column":
+                wanted[share.prefix, PUBLISHED[need.model].similarity] = share.pool
+    for (prefix, name), one in wanted.items():
+        if absent := [prefix + part for part in one.without(name)]:
+            listed = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+            log.warning("no column %r in %s: rules that read it leave their samples unjudged", name, listed)
 
 
 def _to_adopt(pool: Pool, recipe: Recipe) -> bool:
@@ -248,6 +265,12 @@ def _make(
         failed.update(joint.score_some(pool, scorer, rows, device=means.device, workers=means.workers))
 
     decisions = decide.decide(samples, recipe, texts=texts, inside=inside, compute=compute)
+    for line in decisions.funnel:
+        if line["in"] and sum(line["unjudged"].values()) == line["in"]:
+            causes = ", ".join(line["unjudged"])
+            log.warning(
+                "%s could judge none of the %s samples that it saw (%s)", line["rule"], f"{line['in']:,}", causes
+            )
     folder = pool.layout.selection(name)
     # another selection of this name ends here: its decisions are about to be replaced
     (folder / "selection.json").unlink(missing_ok=True)

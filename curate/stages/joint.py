@@ -23,7 +23,7 @@ from curate.stages import score
 from curate.stages.samples import Mask, Samples, score_kinds, similarity_source
 
 if TYPE_CHECKING:
-    from curate.stages.decide import Decisions
+    from curate.stages.decisions import Decisions
     from curate.vectors.blocks import Blocks
 
 _FROM_PIXELS = (Similarity, Vectors, Neighbours, Images)

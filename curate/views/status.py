@@ -132,7 +132,11 @@ def selections(pool: Pool) -> list[dict[str, Any]]:
             chosen = selection.load(pool.layout, name)
         except PartError:
             continue  # its file is told as broken
-        told.append({"selection": name, **chosen.counts, "latest": name == latest, "stale": _stale(pool, chosen)})
+        one = {"selection": name, **chosen.counts, "latest": name == latest}
+        if sources := [s["source"] for s in chosen.raw.get("sources", ())]:
+            told.append({**one, "stale": False, "sources": sources})  # whether it is, all of them decide
+        else:
+            told.append({**one, "stale": _stale(pool, chosen)})
     return told
 
 
@@ -170,6 +174,7 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     out += [f"score     {s['score']}: {s['samples']:,} samples" for s in told["scores"]]
     for chosen in told["selections"]:
         marks = [m for m in ("latest", "stale") if chosen[m]]
+        marks += [f"of the pools {', '.join(chosen['sources'])}"] if "sources" in chosen else []
         out.append(
             f"selection {chosen['selection']}: {chosen['kept']:,} of {chosen['samples']:,} kept"
             + (f" ({', '.join(marks)})" if marks else "")
