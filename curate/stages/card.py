@@ -16,6 +16,11 @@ _LARGER = ((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10
 SAME = frozenset({"scale", "language_model", "synsets", "wordnet"})
 """Settings of a recipe that say where its published files are, and leave it what it is."""
 
+VIRTUAL = (
+    " They are not here: `index` says where each lies in the pool's own tars, which must stay as they are, and "
+    "`curate.sampling` streams them."
+)
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -71,6 +76,7 @@ def card(facts: Facts) -> str:
         f"# {facts.selection} at {scale.name}\n",
         "Image-text pairs for training CLIP-like models, chosen from a larger pool by `curate`. "
         + (facts.faces or "The bytes of an image are those that the pool holds.")
+        + (VIRTUAL if facts.virtual else "")
         + (" The samples are in an order by chance, over all shards." if facts.shuffled else "")
         + "\n",
         "## Counts\n",
@@ -108,13 +114,14 @@ def card(facts: Facts) -> str:
 
 def _front(facts: Facts) -> str:
     size = next((name for limit, name in (*_SIZES, *_LARGER) if facts.copies < limit), "n>1T")
+    data = "index/*.parquet" if facts.virtual else "shards/*.tar"
     lines = [
         "license: other",
         "license_name: per-image",
         "task_categories:\n- zero-shot-image-classification\n- image-to-text",
         "tags:\n- webdataset\n- clip\n- curate",
         f"size_categories:\n- {size}",
-        "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: shards/*.tar",
+        f"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {data}",
     ]
     return "---\n" + "\n".join(lines) + "\n---\n"
 

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import gc
-import io
 import shlex
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +80,9 @@ def test_a_closed_pipe_is_no_error(both: Path, monkeypatch: pytest.MonkeyPatch) 
         raise BrokenPipeError
 
     monkeypatch.setattr(command, "write_tar", closed)
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(Path("/dev/null").open("wb")))
-    assert command.main(["tar", str(both / "virtual"), "00000000"]) == command.PIPE_CLOSED
+    with Path("/dev/null").open("w") as nowhere:
+        monkeypatch.setattr(sys, "stdout", nowhere)
+        assert command.main(["tar", str(both / "virtual"), "00000000"]) == command.PIPE_CLOSED
 
 
 def pipe(both: Path) -> str:
@@ -97,18 +96,20 @@ def test_webdataset_reads_the_pipe(both: Path) -> None:
     import webdataset as wds
 
     found = list(wds.WebDataset(pipe(both), shardshuffle=False))
+    gc.collect()  # webdataset leaves its pipes to the collector
     assert [sample["__key__"] for sample in found] == KEYS
     assert found[0]["jpg"] == content(*PLACES[0])["jpg"]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_open_clips_own_loader_reads_the_pipe(both: Path) -> None:
+def test_open_clips_own_loader_reads_the_pipe(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from open_clip_train import data
     from open_clip_train.params import parse_args
 
     line = ["--train-data", pipe(both), "--train-num-samples", "10", "--batch-size", "5", "--workers", "0"]
     args = parse_args([*line, "--dataset-type", "webdataset", "--dataset-resampled"])
     args.world_size = 1
+    monkeypatch.setattr(data, "_SAMPLE_SHUFFLE_INITIAL", 5)  # for a thousand it starts two hundred processes
 
     def tokens(text: str) -> list[str]:
         return [text]
@@ -123,8 +124,3 @@ def test_open_clips_own_loader_reads_the_pipe(both: Path) -> None:
     gc.collect()
     assert len(texts) == 10
     assert set(texts) <= {content(*at)["txt"].decode() for at in PLACES}
-
-
-def test_the_tars_end_is_a_tars(both: Path) -> None:
-    with tarfile.open(fileobj=io.BytesIO(run("tar", both / "virtual", "00000000").stdout)) as tar:
-        assert len(tar.getmembers()) == 18
