@@ -166,7 +166,7 @@ def subset_lines(result: Result) -> list[str]:
         f"\n{result.out} ({size(result.bytes)}): {scale.name} sees {scale.samples_seen:,} samples, each of these "
         f"about {times} times"
     )
-    return lines
+    return [*lines, *_trained_by(result.commands)]
 
 
 def subsets_lines(results: Results) -> list[str]:
@@ -184,8 +184,15 @@ def subsets_lines(results: Results) -> list[str]:
     return [
         f"selection {results.selection}",
         *common.table(rows, right=[1, 2, 3, 4, 5, 6, 7]).splitlines(),
-        f"\n{results.out} ({size(whole['bytes'])}): {scale.name} sees {scale.samples_seen:,} samples; there",
-        results.commands["datacomp"],
-        "or",
-        results.commands["open_clip"],
+        f"\n{results.out} ({size(whole['bytes'])}): {scale.name} sees {scale.samples_seen:,} samples",
+        *_trained_by(results.commands),
+    ]
+
+
+def _trained_by(commands: Mapping[str, str]) -> list[str]:
+    return [
+        "\ntrain with DataComp's scripts:",
+        commands["datacomp"],
+        "\nor with open_clip:",
+        commands["open_clip"],
     ]

@@ -76,6 +76,19 @@ class Result:
         """How often a training at this scale sees each sample."""
         return self.scale.repeats(self.samples)
 
+    def trained_on(self, folder: Path) -> tuple[str, str]:
+        """What open_clip's --train-data and train.py's --data_dir take, the subset lying in `folder`."""
+        return written.trained_on(folder, self.shards, virtual=self.virtual)
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """What trains on it, as `open_clip` and `datacomp` are called, from any folder."""
+        pattern, folder = self.trained_on(self.out.resolve())
+        return {
+            "open_clip": scales.training_command(self.scale, pattern),
+            "datacomp": scales.datacomp_command(self.scale, folder),
+        }
+
     def as_json(self) -> dict[str, Any]:
         """The result as JSON values."""
         shown = {k: v for k, v in vars(self).items() if k not in ("scale", "failure", "out")}
@@ -85,6 +98,7 @@ class Result:
             "scale": self.scale.name,
             **shown,
             "repeats": round(self.repeats, 3),
+            "commands": self.commands,
             **failed,
         }
 
@@ -289,7 +303,7 @@ class _Making:
         """What stands beside the shards, then the mark that all is there."""
         shutil.rmtree(self.out / shuffled.FOLDER, ignore_errors=True)
         sizes = {name: r.counts["kept"] for name, r in sorted(summary.receipts.items())}
-        pattern = indexing.pattern(".", sizes) if self.how.virtual else f"shards/{{{min(sizes)}..{max(sizes)}}}.tar"
+        pattern, _ = result.trained_on(Path())
         files = written.files(self.plan, self.how.scale, sizes, pattern)
         if self.how.virtual:
             files = indexing.files(files, indexing.tars(self.pool, self.plan.shards, self.plan.place), sizes)
@@ -298,7 +312,7 @@ class _Making:
             receipts.write_file(self.out / name, data)
         hashed = {n: asdict(receipts.Written(len(d), hashlib.sha256(d).hexdigest())) for n, d in files.items()}
         mark = {"format": receipts.FORMAT, "made_of": what, "done": True}
-        counts = {k: v for k, v in result.as_json().items() if k not in ("out", "warnings", "failure")}
+        counts = {k: v for k, v in result.as_json().items() if k not in ("out", "warnings", "failure", "commands")}
         receipts.write_json(self.out / MARK, {**mark, "counts": counts, "files": hashed})
 
     def _warnings(self, result: Result) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -47,6 +48,18 @@ def files(plan: Plan, scale: Scale, sizes: Mapping[str, int], pattern: str) -> d
         "training.json": receipts.json_bytes(training),
         "missing.parquet": _missing(plan),
     }
+
+
+def trained_on(folder: Path, shards: int, *, virtual: bool) -> tuple[str, str]:
+    """What open_clip's --train-data and train.py's --data_dir take of the subset in `folder`.
+
+    Both read a virtual one from a pipe; train.py takes what ends in `.tar` for a tar, and hands it on as it is.
+    """
+    names = f"{{{0:08d}..{shards - 1:08d}}}.tar"
+    if virtual:
+        pipe = f"pipe:python -m curate.sampling tar {shlex.quote(str(folder))} {names}"
+        return pipe, pipe
+    return str(folder / "shards" / names), str(folder)
 
 
 def _npy(plan: Plan) -> bytes:

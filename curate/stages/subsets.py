@@ -97,7 +97,7 @@ class Results:
     scale: Scale
     sources: Sequence[Made]
     commands: Mapping[str, str]
-    """What trains on all of it, as `open_clip` and `datacomp` are called, in the folder `out`."""
+    """What trains on all of it, as `open_clip` and `datacomp` are called, from any folder."""
 
     @property
     def failure(self) -> PartError | None:
@@ -186,7 +186,7 @@ def subsets(
             selected, kept = (len(placing.distinct(p)[0]) for p in (share.uids(), inside[source]))
             made.append(Made(source, weights[source], selected, selected - kept, result))
         made = _with_repeats(made, scale)
-        results = Results(out, selection.name, scale, made, _commands(made, scale))
+        results = Results(out, selection.name, scale, made, _commands(made, scale, out.resolve()))
         _finish(whole, results, inside)
     return results
 
@@ -271,13 +271,13 @@ def _with_repeats(made: Sequence[Made], scale: Scale) -> list[Made]:
     return found
 
 
-def _commands(made: Sequence[Made], scale: Scale) -> dict[str, str]:
-    here = [m for m in made if m.result]
-    patterns = [f"{m.source}/shards/{{{0:08d}..{m.result.shards - 1:08d}}}.tar" for m in here if m.result]
-    weights = [m.weight for m in here] if len(here) > 1 else None
+def _commands(made: Sequence[Made], scale: Scale, folder: Path) -> dict[str, str]:
+    """What trains on all of it, as `open_clip` and `datacomp` are called, the subsets lying in `folder`."""
+    here = [(m, m.result.trained_on(folder / m.source)) for m in made if m.result]
+    weights = [m.weight for m, _ in here] if len(here) > 1 else None
     return {
-        "open_clip": scales.training_command(scale, patterns, weights),
-        "datacomp": scales.datacomp_command(scale, [m.source for m in here], weights),
+        "open_clip": scales.training_command(scale, [pattern for _, (pattern, _) in here], weights),
+        "datacomp": scales.datacomp_command(scale, [there for _, (_, there) in here], weights),
     }
 
 
@@ -290,7 +290,7 @@ def _finish(pool: JointPool, results: Results, inside: Mapping[str, Pairs]) -> N
         "repeats": results.scale.repeats(samples),
         "steps": results.scale.steps,
         "sources": [made.as_json() for made in results.sources],
-        "command": results.commands["open_clip"],
+        "command": _commands(results.sources, results.scale, Path())["open_clip"],
     }
     files = {
         "training.json": receipts.json_bytes(training),
@@ -335,6 +335,7 @@ def _missing(results: Results, inside: Mapping[str, Pairs]) -> bytes:
 
 def _card(pool: JointPool, results: Results) -> str:
     """The text of README.md: the counts of each source, and how to train on all of them."""
+    commands = _commands(results.sources, results.scale, Path())
     names = ("source", "samples of the pool", "selected", "kept", "written", "weight", "seen by a training")
     lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
     for made in results.sources:
@@ -353,9 +354,9 @@ def _card(pool: JointPool, results: Results) -> str:
         "\n## Training\n",
         "A weight is how often a shard of the source is drawn, relative to the others. With open_clip, in this "
         "folder:\n",
-        f"```bash\n{results.commands['open_clip']}\n```\n",
+        f"```bash\n{commands['open_clip']}\n```\n",
         "With DataComp's scripts:\n",
-        f"```bash\n{results.commands['datacomp']}\n```\n",
+        f"```bash\n{commands['datacomp']}\n```\n",
     ]
     return "\n".join(pieces)
 
