@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench import CURATE, Figure, median
+from bench.memory import pss, tree
 from bench.pictures import soft
 from bench.server import Server, serving
 
@@ -150,7 +150,7 @@ def _memory(folder: Path, server: Server) -> Figure:
     peak, fetching = 0, 0.0
     began = time.monotonic()
     while process.poll() is None and fetching < MEMORY_SECONDS:
-        peak = max(peak, sum(_pss(pid) for pid in _tree(process.pid)))
+        peak = max(peak, sum(map(pss, tree(process.pid))))
         time.sleep(LOOK_SECONDS)
         if any(pool.glob("shards/*.tar*")):
             fetching += LOOK_SECONDS
@@ -234,29 +234,6 @@ def _start(command: Sequence[object], log: Path) -> subprocess.Popen[bytes]:
             env=env,
             start_new_session=True,
         )
-
-
-def _tree(root: int) -> list[int]:
-    """A process and all that descend from it."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            children.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(
-                int(stat.parent.name)
-            )
-    found = [root]
-    for pid in found:
-        found += children.get(pid, [])
-    return found
-
-
-def _pss(pid: int) -> int:
-    """Bytes of memory that a process holds, what it shares divided among those who do."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) << 10
-    return 0
 
 
 # --- the pictures -----------------------------------------------------------------------------------------
