@@ -12,6 +12,8 @@ from curate.cli import _common as common
 from curate.cli._common import JsonOption, PoolsOption, WorkersOption, WorkOption
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from curate.stages.subset import Result
     from curate.stages.subsets import Results
 
