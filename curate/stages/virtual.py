@@ -7,8 +7,7 @@ them. Nothing is copied: tars of the pool that have changed are noticed when it 
 from __future__ import annotations
 
 import io
-import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,11 +47,12 @@ def write_shard(output: Output, tick: Tick, sources: Sequence[Source], *_: objec
 def write_rows(output: Output, tick: Tick, rows: pa.Table, *_: object) -> Mapping[str, int]:
     """The index of one shard of these rows, in their order, for `resharding.write_rows`."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     table = pa.table({name: rows[column] for name, column in COLUMNS.items()})
     write_table(output, f"{output.part}.parquet", table)
     tick(len(table), 0)
-    return {"samples": len(table), "kept": len(table), "bytes": int(rows[LENGTH].to_numpy().sum())}
+    return {"samples": len(table), "kept": len(table), "bytes": pc.sum(rows[LENGTH]).as_py()}
 
 
 def tars(pool: Pool, shards: Sequence[Shard], used: npt.NDArray[np.int32]) -> bytes:
@@ -85,14 +85,6 @@ def tars(pool: Pool, shards: Sequence[Shard], used: npt.NDArray[np.int32]) -> by
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
-
-
-def pattern(folder: str, names: Collection[str]) -> str:
-    """What trainers that read tars from a pipe are given: open_clip's --train-data, and train.py's --data_dir.
-
-    It ends in `.tar`, which train.py takes for a tar and hands on as it is.
-    """
-    return f"pipe:python -m curate.sampling tar {shlex.quote(folder)} {{{min(names)}..{max(names)}}}.tar"
 
 
 def files(of_real: Mapping[str, bytes], tars: bytes, sizes: Mapping[str, int]) -> dict[str, bytes]:
