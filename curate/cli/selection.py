@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curate.cli import _common as common
-from curate.cli._common import JsonOption, PoolOption, WorkOption
+from curate.cli._common import JsonOption, PoolsOption, WorkOption
 from curate.errors import InputError, PartError
 
 if TYPE_CHECKING:
@@ -55,14 +55,14 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group)
 
 
-def list_(pool: PoolOption = None, work: WorkOption = None, as_json: JsonOption = False) -> int:
+def list_(pool: PoolsOption = None, work: WorkOption = None, as_json: JsonOption = False) -> int:
     """List the pool's selections with their counts. Example:
 
     curate selection list
     """
     from curate.views.status import selections
 
-    told = selections(common.open_pool(pool, work))
+    told = selections(common.open_pools(pool, work))
     if as_json:
         common.show_json({"selections": told})
         return 0
@@ -95,7 +95,7 @@ def _operation(how: str) -> Callable[..., int]:
         operands: OperandArgument,
         name: NameOption = None,
         out: OutOption = None,
-        pool: PoolOption = None,
+        pool: PoolsOption = None,
         work: WorkOption = None,
         foreign: ForeignOption = None,
         strict: StrictOption = False,
@@ -110,7 +110,7 @@ def _operation(how: str) -> Callable[..., int]:
 def import_(
     file: Annotated[str, typer.Argument(help="A uid list: .npy, .bin, .memmap, .parquet or .txt.")],
     name: Annotated[str, typer.Option("--name", help="The new selection's name.")],
-    pool: PoolOption = None,
+    pool: PoolsOption = None,
     work: WorkOption = None,
     foreign: ForeignOption = None,
     strict: StrictOption = False,
@@ -126,7 +126,7 @@ def import_(
 def export(
     selection: Annotated[str, typer.Argument(help="A selection's name, or a uid list in another form.")],
     out: Annotated[Path, typer.Option("--out", help="The file: .npy, .bin, .memmap, .parquet or .txt.")],
-    pool: PoolOption = None,
+    pool: PoolsOption = None,
     work: WorkOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -140,7 +140,7 @@ def export(
     if uid_lists.is_file_name(selection):
         pairs = uid_lists.read(selection).said().pairs
     else:
-        pairs = selections.load(common.open_pool(pool, work).layout, selection).uids()
+        pairs = selections.load(common.open_pools(pool, work).layout, selection).uids()
     uid_files.write(out.expanduser(), pairs)
     distinct = len(uid_lists.distinct(pairs)[0])
     if as_json:
@@ -182,7 +182,7 @@ def _combine(
     )
     files_alone = all(uid_lists.is_file_name(text) for text in operands)
     compared = select or strict or foreign is not None or bool(pool) or not files_alone
-    opened = common.open_pool(pool, work) if compared else None
+    opened = common.open_pools(pool, work) if compared else None
     if opened is not None and select:
         common.keep_log(opened.layout, "selection")
     made = stage.combine(opened, request)

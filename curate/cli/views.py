@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from curate.cli import _common as common
-from curate.cli._common import JsonOption, PoolOption, WorkersOption, WorkOption
+from curate.cli._common import JsonOption, PoolOption, PoolsOption, WorkersOption, WorkOption
 from curate.errors import PartError
 
 
@@ -85,7 +85,7 @@ def explain(
             "--selection", help="Which selection, or a uid list.  [default: the latest, where there is one]"
         ),
     ] = None,
-    pool: PoolOption = None,
+    pool: PoolsOption = None,
     work: WorkOption = None,
     allow_stale: Annotated[
         bool, typer.Option("--allow-stale", help="Take a selection of an older state of the pool.")
@@ -101,7 +101,7 @@ def explain(
     from curate import selection as selections
     from curate.views import explain as view
 
-    opened = common.open_pool(pool, work)
+    opened = common.open_pools(pool, work)
     some = selection is not None or (opened.layout.selections / "latest.json").is_file()
     chosen = selections.load(opened.layout, selection) if some else None
     told = view.explain(opened, uid, chosen, allow_stale=allow_stale)

@@ -25,8 +25,8 @@ from curate.progress import plural
 from curate.recipe import Recipe, make_rule
 from curate.selection import Selection
 from curate.stages import filter as stage
+from curate.stages.joint import samples_of
 from curate.stages.needs import Work
-from curate.stages.samples import Samples
 from curate.uid_files import Pairs
 from curate.uid_lists import Overlap, UidList
 
@@ -140,10 +140,9 @@ def _operand(pool: Pool | None, text: str, request: Request) -> UidList:
 
 def _in_pool(pool: Pool, request: Request, made: Made) -> Made:
     """What the pool has of the result, as a selection where one is asked for; the rest is told."""
-    if not pool.joined or "uid" not in pool.columns:
-        pool = adopt.adopt(pool, workers=0)
+    pool = pool.each(_with_uids)
     whole = made.result
-    outside = whole.outside(Samples(pool).over(lambda _, part: part, pool.uids))
+    outside = whole.outside(samples_of(pool).over(lambda _, part: part, pool.uids))
     foreign = whole.uids[outside]
     if outside.all():
         what = f"none of its {plural(len(foreign), 'uid')} is in {pool.layout.root}"
@@ -157,6 +156,11 @@ def _in_pool(pool: Pool, request: Request, made: Made) -> Made:
         here, chosen, failed = np.repeat(whole.uids[~outside], whole.copies[~outside]), None, {}
     result = UidList(whole.name, "result", here)
     return replace(made, result=result, foreign=len(foreign), selection=chosen, failed_parts=failed)
+
+
+def _with_uids(pool: Pool) -> Pool:
+    """The pool with the tables that tell the uids of foreign shards and metadata."""
+    return pool if pool.joined and pool.covered_by("uid") else adopt.adopt(pool, workers=0)
 
 
 def _list_foreign(request: Request, foreign: Pairs, whole: UidList, pool: Pool) -> None:

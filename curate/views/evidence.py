@@ -22,6 +22,7 @@ from curate.pool import Part, Pool
 from curate.recipe import Group, Rule, Step, parse_step, rule_names
 from curate.selection import Selection
 from curate.stages import score
+from curate.stages.joint import samples_of
 from curate.stages.samples import Samples
 
 log = logging.getLogger("curate.report")
@@ -117,7 +118,7 @@ def gather(pool: Pool, selection: Selection, *, rows: int = ROWS, seed: int = 0)
     _load_rules(pool, selection, rules, notes)
     parts = [p for p in pool.parts if p.name in pool.rows]
     chosen = _draw_parts(pool, parts, rows, seed)
-    samples = Samples(pool)
+    samples = samples_of(pool)
     _find_readings(samples, rules, chosen, notes)
     evidence = Evidence(chosen, pl.DataFrame(), rules, len(chosen) < len(parts), notes)
     frames = [_part(samples, selection, evidence, index) for index in range(len(chosen))]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import polars as pl
 from curate import uids
 from curate.errors import InputError
 from curate.pool import FAILED, Part, Pool, Shard
+from curate.pool.joint import JointPool
 from curate.pool.names import machine_names
 from curate.progress import plural
 from curate.selection import Selection, check_fresh
@@ -40,6 +41,10 @@ _SHOWN_APART = frozenset({"uid", "url", "caption", "key"})
 class Place:
     """A row that has the uid, and where its image is, or would be."""
 
+    name: str
+    """Of its part among all that are looked at."""
+    pool: Pool
+    """The one that has the part, of several."""
     part: Part
     row: int
     shard: Shard | None
@@ -112,10 +117,14 @@ def _rows_with(pool: Pool, part: Part, digits: str) -> Iterator[tuple[int, str]]
 
 
 def _places(pool: Pool, uid: str, rows: Sequence[tuple[Part, int]]) -> Iterator[Place]:
-    stored = _in_shards(pool, uid) if pool.joined else None
+    stored: dict[int, tuple[Shard, int] | None] = {}
     for part, row in rows:
-        shard, shard_row = (part.shard, row) if part.shard else stored or (None, -1)
-        yield Place(part, row, shard, shard_row)
+        home = pool.homes[part.name] if isinstance(pool, JointPool) else None
+        own, here = (home.pool, home.part) if home else (pool, part)
+        if here.shard is None and id(own) not in stored:
+            stored[id(own)] = _in_shards(own, uid)
+        shard, shard_row = (here.shard, row) if here.shard else stored[id(own)] or (None, -1)
+        yield Place(part.name, own, here, row, shard, shard_row)
 
 
 def _in_shards(pool: Pool, uid: str) -> tuple[Shard, int] | None:
@@ -135,31 +144,37 @@ def _in_shards(pool: Pool, uid: str) -> tuple[Shard, int] | None:
 
 def _row(pool: Pool, place: Place, selection: Selection | None) -> dict[str, Any]:
     own = _values(place.part.path, place.row)
-    stored = _values(place.shard.table, place.shard_row) if place.shard and pool.joined else {}
+    stored = _values(place.shard.table, place.shard_row) if place.shard and place.pool.joined else {}
     columns = {**stored, **own}
     blocked = FAILED in columns and columns[FAILED] == "blocked"
     if blocked:  # nothing that leads to the sample is shown
         columns = {k: v for k, v in columns.items() if k in ("key", FAILED, "status")}
-    narrow = _narrowed(pool, place)
-    judged = verdict(narrow, selection, place.part, place.row) if selection and selection.listed is None else None
+    judged = None
+    if selection is not None and selection.listed is None:
+        judged = verdict(_narrowed(pool, place), selection, replace(place.part, name=place.name), place.row)
     return {
-        "part": place.part.name,
+        "part": place.name,
         "row": place.row,
         "image": _image(place, columns) if place.shard else None,
         "url": plain_url(str(columns["url"])) if columns.get("url") is not None else None,
         "caption": _plain(columns.get("caption")),
         "columns": {k: _shown(k, v) for k, v in columns.items() if k not in _SHOWN_APART},
-        "scores": list(_scores(pool, place)),
+        "scores": list(_scores(place)),
         "selection": judged,
     }
 
 
 def _narrowed(pool: Pool, place: Place) -> Pool:
-    """The pool as far as this sample goes: its part and, where results are joined by uid, its shard."""
-    narrow = pool.narrowed(place.part)
-    if pool.joined and pool.shards:
-        vars(narrow)["shards"] = [place.shard or pool.shards[0]]
-    return narrow
+    """What is looked at, as far as this sample goes: its part and, where results are joined by uid, its shard."""
+    narrow = place.pool.narrowed(place.part)
+    if place.pool.joined and place.pool.shards:
+        vars(narrow)["shards"] = [place.shard or place.pool.shards[0]]
+    if not isinstance(pool, JointPool):
+        return narrow
+    home = replace(pool.homes[place.name], pool=narrow)
+    joint = JointPool(pool.layout, pool.kind, {**pool.members, home.source: narrow})
+    vars(joint).update(homes={place.name: home}, columns=pool.columns)
+    return joint
 
 
 def _values(table: Path, row: int) -> dict[str, Any]:
@@ -188,8 +203,9 @@ def _image(place: Place, columns: Mapping[str, Any]) -> dict[str, Any]:
     return told | (index.select("offset", "length").row(0, named=True) if len(index) else {})
 
 
-def _scores(pool: Pool, place: Place) -> Iterator[dict[str, Any]]:
+def _scores(place: Place) -> Iterator[dict[str, Any]]:
     """The stored columns of each scorer and the similarity of each model, or why there are none."""
+    pool = place.pool
     slugs = [("embedding", model, pool.layout.embeddings(slug)) for model, slug in pool.embedded.items()]
     root = pool.layout.work / "scores"
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []

@@ -20,7 +20,7 @@ from curate.plugins import blamed
 from curate.pool import Part, Pool
 from curate.recipe import Group, Rule, Step
 from curate.selection import Selection
-from curate.stages.samples import Samples
+from curate.stages.joint import samples_of
 from curate.views import evidence
 from curate.views.evidence import MACHINE_RULES, RuleEvidence
 from curate.views.examples import sentence
@@ -98,7 +98,7 @@ class _Asked:
     """One sample, and the rules that are asked about it."""
 
     def __init__(self, pool: Pool, selection: Selection, part: Part, row: int, decided: Mapping[str, Any]) -> None:
-        self.samples, self.selection, self.part, self.row = Samples(pool), selection, part, row
+        self.samples, self.selection, self.part, self.row = samples_of(pool), selection, part, row
         self.decided = decided
 
     def rule(self, rule: RuleEvidence, took: RuleEvidence | None) -> dict[str, Any]:
