@@ -362,7 +362,8 @@ def _column(scorer: Scorer, name: str, kind: str, answer: Mapping[str, Any], row
         column = pl.Series(name, answer[name], dtype=dtype(kind), strict=False)
     if len(column) != rows:
         raise PartError(f"rule {scorer.name}", f"gave {len(column):,} values of {name!r} for {rows:,} rows")
-    if column.null_count() > sum(v is None or v != v for v in answer[name]):
+    nulls = column.null_count()
+    if nulls and nulls > sum(v is None or v != v for v in answer[name]):
         raise PartError(f"rule {scorer.name}", f"gave values of {name!r} that are no {kind}")
     return column
 
