@@ -171,6 +171,7 @@ ERROR_CODES: dict[str, str] = {
     "lost": "the table says that it was stored, but the tar does not hold it",
     "part_failed": "the part that holds it failed in an earlier stage",
     "not_downloaded": "the image is not in this pool",
+    "not_in_pool": "a uid list names it, and it is no sample of this pool",
     "no_value": "the column is null or NaN for this sample",
     "not_asked": "the score was asked for other rows only",
     "bad_metadata": "a metadata value that the stage needs is missing or of the wrong kind",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Pairs = npt.NDArray[np.void]
 Rows = npt.NDArray[np.int32]
 
-NOT_DOWNLOADED, PART_FAILED = "not_downloaded", "part_failed"
+NOT_DOWNLOADED, NOT_IN_POOL, PART_FAILED = "not_downloaded", "not_in_pool", "part_failed"
 READERS = 4
 """Tables looked into at once."""
 BROKEN = frozenset({PART_FAILED, "lost"})
@@ -145,11 +145,12 @@ def distinct(ordered: Pairs) -> tuple[Pairs, Rows]:
     return ordered[starts], np.diff(np.append(starts, len(ordered))).astype(np.int32)
 
 
-def make_plan(pool: Pool, wanted: Pairs, copies: Rows) -> Plan:
+def make_plan(pool: Pool, wanted: Pairs, copies: Rows, *, foreign: bool = False) -> Plan:
     """Where the images of `wanted` (sorted, distinct) lie. Of several rows with one uid the first stored counts.
 
     A shard whose tar is missing or has not the size that was written is not read from: the samples that only
-    it holds are missing with the cause `part_failed`.
+    it holds are missing with the cause `part_failed`. With `foreign` some uids may be of no sample of the pool:
+    these are missing with the cause `not_in_pool`.
     """
     place = np.full(len(wanted), -1, dtype=np.int32)
     row = np.zeros(len(wanted), dtype=np.int32)
@@ -158,12 +159,14 @@ def make_plan(pool: Pool, wanted: Pairs, copies: Rows) -> Plan:
     blind: dict[str, PartError] = {}
     damaged: dict[str, PartError] = {}
     held: dict[int, Receipt] = {}
+    seen = np.zeros(len(wanted), dtype=np.bool_)
     with ThreadPoolExecutor(READERS) as readers:
         for number, found in enumerate(readers.map(lambda shard: _look(pool, shard, wanted), pool.shards)):
             name = pool.shards[number].name
             if isinstance(found, PartError):
                 blind[name] = found
                 continue
+            seen[found.hits] = True
             stored, failed = found.stored, found.failed
             if found.damage is not None and stored.any():
                 damaged[name] = found.damage
@@ -180,6 +183,9 @@ def make_plan(pool: Pool, wanted: Pairs, copies: Rows) -> Plan:
     if blind and not here.all():
         damaged |= blind
         causes[~here & (causes == 0)] = codes[PART_FAILED]
+    elif foreign and not seen.all():
+        gone = np.flatnonzero(~seen)[_not_in_metadata(pool, wanted[~seen])]
+        causes[gone] = codes.setdefault(NOT_IN_POOL, len(codes))
     order = np.flatnonzero(here)
     order = order[np.lexsort((row[order], place[order]))]
     return Plan(
@@ -194,6 +200,16 @@ def make_plan(pool: Pool, wanted: Pairs, copies: Rows) -> Plan:
         damaged,
         held,
     )
+
+
+def _not_in_metadata(pool: Pool, wanted: Pairs) -> npt.NDArray[np.bool_]:
+    """Which of `wanted` (sorted), none of which a shard has, are no sample of the pool."""
+    gone = np.ones(len(wanted), dtype=np.bool_)
+    for part in pool.parts if pool.joined else ():
+        if part.name in pool.rows:
+            at = uids.find(wanted, pool.uids(part))
+            gone[at[at >= 0]] = False
+    return gone
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def subset(
         check_fresh(pool, selection)
     wanted, copies = placing.distinct(selection.uids())
     inside = _inside(pool, wanted, scale, seed)
-    plan = placing.make_plan(pool, wanted[inside], copies[inside])
+    plan = placing.make_plan(pool, wanted[inside], copies[inside], foreign=selection.listed is not None)
     if not plan.samples:
         raise NothingHere(
             str(selection.folder),

@@ -15,7 +15,7 @@ from curate import selection, uid_files, uid_lists, uids
 from curate.pool import open_pool
 from tests.commands.bad_input.outcomes import contents, refused, succeeded
 from tests.commands.cli import curate
-from tests.pools import make_metadata, make_pool
+from tests.pools import make_metadata, make_pool, uid_of
 
 WORDS = [f"{n:032x}" for n in range(10)]
 FOREIGN = "f" * 32
@@ -227,8 +227,18 @@ def test_a_list_in_the_place_of_a_selection(tmp_path: Path, monkeypatch: pytest.
     ran = curate("subset", "--scale", "debug", "--selection", "mine.txt", "--out", "sub", "--json")
     assert ran.code == 0, ran.err
     assert (ran.json["selection"], ran.json["selected"], ran.json["kept"]) == ("mine.txt", 3, 2)
-    assert (ran.json["samples"], sum(ran.json["missing"].values())) == (3, 1)
+    assert (ran.json["samples"], ran.json["missing"]) == (3, {"not_in_pool": 1})
+    told = pl.read_parquet("sub/missing.parquet").rows()
+    assert told == [(FOREIGN, "not_in_pool")]
     refused(curate("report", "--selection", "mine.txt"), "is a uid list, which holds no decisions", "import")
+
+
+def test_what_a_list_names_is_told_apart_from_what_is_not_downloaded(here: Path) -> None:
+    make_pool(here / "pool", 1, 2)  # beside the metadata, of which no image is here
+    listed("mine.txt", [4], FOREIGN, uid_of(0, 0))
+    make_metadata(here / "pool", [{"uid": uid_of(0, 0), "url": "u", "text": "x"}], "2" * 32)
+    ran = curate("subset", "--scale", "debug", "--selection", "mine.txt", "--out", "sub", "--json")
+    assert (ran.json["kept"], ran.json["missing"]) == (1, {"not_downloaded": 1, "not_in_pool": 1})
 
 
 def test_help_of_every_command_has_an_example() -> None:
