@@ -44,7 +44,7 @@ class Case:
 
 POOLS = (
     *("published", "other_types", "mixed_types", "copies", "unscored", "no_scores", "level"),
-    *("edges", "edges_double", "broken_vectors", "few"),
+    *("edges", "edges_double", "broken_vectors", "hundred", "few"),
 )
 _CAPTIONS = ("published", "other_types", "copies", "few")
 """Where the rules over captions and sizes run: the others hold the same captions."""
@@ -52,7 +52,12 @@ _VECTORS = (*_CAPTIONS, "broken_vectors")
 _ON = {"basic_filter": _CAPTIONS, "text_based": _CAPTIONS, "image_based": _VECTORS}
 _PLAIN = ("no_filter", *_ON, "laion2b")
 _BOTH = "image_based_intersect_clip_score"
-_FRACTIONS = {"published": (0.1, 0.29, 0.5, 0.9999, 0.57), "unscored": (0.1, 0.29, 0.9999), "copies": (0.1,)}
+_FRACTIONS = {
+    "published": (0.1, 0.29, 0.5, 0.9999, 0.57),
+    "unscored": (0.1, 0.29, 0.9999),
+    "copies": (0.1,),
+    "hundred": (0.1, 0.29, 0.57, 0.58, 0.07),
+}
 _THRESHOLDS = {
     "published": (0.3, 0.28),
     "edges": (0.3, 0.28, 0.25),

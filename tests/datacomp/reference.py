@@ -41,7 +41,8 @@ import numpy.typing as npt
 from . import assets
 from .cases import CASES, SCALE, Case
 from .expected import FILE, bits, digest
-from .pools import MAKERS, MadePool
+from .metadata import MadePool
+from .pools import MAKERS
 
 LIBRARIES = ("numpy", "pandas", "pyarrow", "torch", "fasttext", "gcld3", "nltk")
 

@@ -15,7 +15,8 @@ from tests.commands.cli import curate
 
 from . import assets, expected
 from .cases import CASES, POOLS, Case
-from .pools import MAKERS, MadePool
+from .metadata import MadePool
+from .pools import MAKERS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 PUBLISHED = {
