@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from bench import CURATE, Figure, median, seconds
 
-ROWS, CENTROIDS, DIM = 16_384, 100_000, 768
+ROWS, CENTROIDS, DIM = 32_768, 100_000, 768
 TARGETS = 64
-REPEATS = 2
+REPEATS = 1
 BLOCK = 2048
 """Rows of one bare product: its result is never larger than 0.8 GB."""
 TARGET = 0.6

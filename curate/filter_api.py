@@ -436,6 +436,8 @@ class Scorer:
     some_rows: ClassVar[bool] = False
     """Whether each row stands for itself and costs enough that only those should be computed on which the
     conditions before have not decided; the others are marked `not_asked`. Not for pixels."""
+    gpu: ClassVar[bool] = False
+    """Whether `--device auto` is a GPU where there is one. Over pixels it always is."""
 
     def needs(self) -> Sequence[Need]:
         """Column, Vectors and Images that a batch holds."""

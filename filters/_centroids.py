@@ -23,6 +23,7 @@ class Centroid(Scorer):
     columns: ClassVar[Mapping[str, str]] = {"centroid": "Int32", "vector_is_finite": "Boolean"}
     rows: ClassVar[int] = 16384
     some_rows: ClassVar[bool] = True
+    gpu: ClassVar[bool] = True
 
     model: str
     """ARCH/PRETRAINED of the image vectors."""

@@ -297,10 +297,10 @@ _opened: dict[tuple[bytes, str], Callable[[Batch], Mapping[str, Any]]] = {}
 
 
 def device_for(scorer: Scorer, device: str) -> str:
-    """The device that a scorer is opened on, as torch names it; `auto` is a GPU for pixels alone."""
+    """The device that a scorer is opened on, as torch names it; `auto` is a GPU for pixels, and where it asks."""
     if device != "auto":
         return device
-    if not over_pixels(scorer):
+    if not (scorer.gpu or over_pixels(scorer)):
         return "cpu"
     import torch
 

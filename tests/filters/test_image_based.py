@@ -20,6 +20,7 @@ from curate.filters._language import Language
 from curate.filters._tokens import count_tokens
 from curate.filters.image_based import ImageBased
 from curate.pool import Pool, open_pool
+from curate.stages import score
 from curate.stages.filter import Outcome, Request, filter_pool
 from curate.vectors import reached as reached_module
 from tests.pools import make_metadata
@@ -217,6 +218,17 @@ def test_golden_centroids(tmp_path: Path) -> None:
     assert found["vector_is_finite"].tolist() == [True, True, True, True, False]
     assert (scorer.name, scorer.version, scorer.some_rows) == ("centroid", 1, True)
     assert settings_of(scorer) == {"model": MODEL, "centroids": {"sha256": scorer.centroids.sha256}}  # type: ignore[union-attr]
+
+
+def test_a_gpu_is_taken_where_there_is_one(files: tuple[File, File], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    scorer = Centroid(MODEL, files[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert score.device_for(scorer, "auto") == "cuda"
+    assert score.device_for(scorer, "cpu") == "cpu"
+    assert score.device_for(Language(None), "auto") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert score.device_for(scorer, "auto") == "cpu"
 
 
 def test_centroids_of_another_width_are_refused(files: tuple[File, File]) -> None:
