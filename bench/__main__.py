@@ -19,7 +19,8 @@ from typing import Any
 
 from bench import Figure
 
-NAMES = [n for n in ("cli", "download", "filter", "image_based", "subset", "embed") if util.find_spec(f"bench.{n}")]
+GROUPS = ("cli", "download", "filter", "datacomp", "image_based", "subset", "embed")
+NAMES = [n for n in GROUPS if util.find_spec(f"bench.{n}")]
 LIBRARIES = (
     *("curate", "numpy", "polars", "pyarrow", "torch", "open_clip_torch", "faiss-cpu", "pillow"),
     *("opencv-python-headless", "aiohttp", "img2dataset"),
