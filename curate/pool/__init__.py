@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from curate import receipts, uids
 from curate.errors import InputError, PartError, UnknownName
+from curate.pool import columns as columns_
 from curate.pool import layout as layouts
 from curate.pool.layout import Layout, Shard
 from curate.pool.names import PUBLISHED, column_in, machine_names
@@ -30,12 +31,6 @@ __all__ = ["Part", "Pool", "Shard", "open_pool"]
 
 log = logging.getLogger("curate.pool")
 
-TEXTS = frozenset({"uid", "url", "caption"})
-"""Columns that are text whatever type a file gives them."""
-NUMBERS = frozenset({"width", "height", "original_width", "original_height"}) | {
-    names.similarity for names in PUBLISHED.values()
-}
-"""Columns that are numbers, of any width; of a file that has something else there nothing is judged."""
 FAILED = "error_code"
 """The column of every table that says why a sample could not be had."""
 
@@ -190,7 +185,7 @@ class Pool:
         for name in columns:
             source = column_in(kinds, name)
             if source is not None:
-                chosen.append(_column(part, name, source, kinds[source]).alias(name))
+                chosen.append(columns_.read(part.path, name, source, kinds[source]).alias(name))
             else:
                 if name not in maybe:
                     self.need_column(name, str(self.layout.root))
@@ -204,15 +199,7 @@ class Pool:
 
     def null_kind(self, name: str) -> pl.DataType | None:
         """The type of a column where it is missing: as in the parts that have it, for rules count on one."""
-        import polars as pl
-        import pyarrow as pa
-
-        kind = self._kinds.get(name)
-        if name in TEXTS or _is_text(kind):
-            return pl.String()
-        if kind is None or (name in NUMBERS and not _is_number(kind)):
-            return None
-        return pl.DataFrame(pa.schema([(name, kind)]).empty_table()).dtypes[0]
+        return columns_.null_kind(name, self._kinds.get(name))
 
     def each(self, change: Callable[[Pool], Pool]) -> Pool:
         """What `change` makes of it; of several pools, of each."""
@@ -243,6 +230,8 @@ class Pool:
         for name in ("_shard_names", "shard_columns", "embedded", "published"):
             if name in vars(self):
                 known[name] = vars(self)[name]
+        if "published" in vars(self):
+            known["widths"] = dict(self.widths)
         return one
 
     def leave_out(self, broken: Mapping[str, PartError]) -> None:
@@ -338,8 +327,13 @@ class Pool:
 
     @cached_property
     def widths(self) -> dict[tuple[str, str, str], tuple[Path, int]]:
-        """Of each kind of vectors read so far the first file, and how many numbers a vector has there."""
-        return {}
+        """Of each kind of vectors (model, side, origin) a file, and how many numbers a vector has there.
+
+        Of published ones what most of the first few files have; others are added when they are read.
+        """
+        from curate.pool import vectors
+
+        return vectors.widths(self)
 
     @cached_property
     def models(self) -> tuple[str, ...]:
@@ -352,7 +346,7 @@ class Pool:
         return tuple(dict.fromkeys([*published, *self.embedded]))
 
     @cached_property
-    def _arrays(self) -> dict[str, set[str]]:
+    def arrays(self) -> dict[str, set[str]]:
         """The arrays of each part's npz; none for one that cannot be read. Parts without one are left out."""
         from curate.pool import npz
 
@@ -367,7 +361,7 @@ class Pool:
 
     def _with_arrays(self, *names: str) -> int:
         """How many parts have all these arrays."""
-        return sum(there.issuperset(names) for there in self._arrays.values())
+        return sum(there.issuperset(names) for there in self.arrays.values())
 
     @cached_property
     def published(self) -> frozenset[str]:
@@ -376,7 +370,7 @@ class Pool:
         An npz that is there but is broken or lacks them costs its part alone, unless the model's vectors were
         also made here, which then are those that are read.
         """
-        if not self.parts or len(self._arrays) < len(self.parts):
+        if not self.parts or len(self.arrays) < len(self.parts):
             return frozenset()
         having = {model: self._with_arrays(n.image, n.text) for model, n in PUBLISHED.items()}
         return frozenset(m for m, n in having.items() if n == len(self.parts) or (n and m not in self.embedded))
@@ -409,60 +403,6 @@ def reading(frame: pl.LazyFrame, part: Part) -> Iterator[None]:
             what = f"cannot be read ({str(cause).splitlines()[0]})"
             raise PartError(str(part.path), what, hint="curate verify says what else is") from error
         raise
-
-
-def _column(part: Part, name: str, source: str, kind: pa.DataType) -> pl.Expr:
-    """A column of other people's as what the machine's name for it promises."""
-    import polars as pl
-
-    if name in TEXTS:
-        text = _text(source, kind)
-        return text.str.to_lowercase() if name == "uid" else text
-    if name in NUMBERS and not _is_number(kind):
-        what = f"column {source!r} holds {kind} where numbers are wanted"
-        raise PartError(str(part.path), what, hint="write it again as whole numbers or floats")
-    return pl.col(source).cast(pl.String) if _is_text(kind) else pl.col(source)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    import pyarrow.types as kinds
-
-    return bool(kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind) or kinds.is_null(kind))
-
-
-def _is_text(kind: pa.DataType | None) -> bool:
-    """Whether it is text, also where a file lists each word once and numbers them."""
-    import pyarrow.types as kinds
-
-    if kind is not None and kinds.is_dictionary(kind):
-        kind = kind.value_type
-    return kind is not None and bool(
-        kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
-    )
-
-
-def _text(column: str, kind: pa.DataType) -> pl.Expr:
-    """A column of other people's as text: what is no text, or not UTF-8, is null."""
-    import polars as pl
-    import pyarrow.types as kinds
-
-    if kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_fixed_size_binary(kind):
-        return pl.col(column).map_batches(_decoded, return_dtype=pl.String)
-    if kinds.is_nested(kind):
-        return pl.lit(None, dtype=pl.String)
-    return pl.col(column).cast(pl.String)
-
-
-def _decoded(column: pl.Series) -> pl.Series:
-    import polars as pl
-
-    def text(raw: bytes | None) -> str | None:
-        try:
-            return raw.decode() if raw is not None else None
-        except UnicodeDecodeError:
-            return None
-
-    return pl.Series(column.name, [text(raw) for raw in column], dtype=pl.String)
 
 
 def _footer(path: Path) -> pa.parquet.FileMetaData:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,9 @@ from curate.pool.names import PUBLISHED
 if TYPE_CHECKING:
     import numpy.typing as npt
     import polars as pl
+
+_FEW = 9
+"""So many npz are asked how wide their vectors are."""
 
 
 @dataclass(frozen=True)
@@ -136,3 +141,26 @@ def lacking(pool: Pool, model: str) -> dict[str, str]:
             if absent:
                 found[part.name] = f"no {' and no '.join(absent)}" if part.npz else "no npz"
     return found if len(found) < len(pool.parts) else {}
+
+
+def widths(pool: Pool) -> dict[tuple[str, str, str], tuple[Path, int]]:
+    """Of published vectors (model, side, `published`) a file, and how wide most of the first few files are."""
+    found = {}
+    for model in pool.published:
+        for side, name in (("image", PUBLISHED[model].image), ("text", PUBLISHED[model].text)):
+            if read := _first_widths(pool, name):
+                common = Counter(read.values()).most_common(1)[0][0]
+                found[model, side, "published"] = next(p for p, width in read.items() if width == common), common
+    return found
+
+
+def _first_widths(pool: Pool, name: str) -> dict[Path, int]:
+    from curate.pool import npz
+
+    found = {}
+    for path in [p.npz for p in pool.parts if p.npz and name in pool.arrays[p.name]][:_FEW]:
+        with suppress(PartError):
+            array = npz.member(path, name)
+            if array.ndim == 2:
+                found[path] = int(array.shape[1])
+    return found
