@@ -241,6 +241,17 @@ def test_what_a_list_names_is_told_apart_from_what_is_not_downloaded(here: Path)
     assert (ran.json["kept"], ran.json["missing"]) == (1, {"not_downloaded": 1, "not_in_pool": 1})
 
 
+def test_several_pools(here: Path) -> None:
+    make_pool(here / "other", 1, 2)
+    pools = ("--pool", "pool", "--pool", "other", "--work", "work")
+    path = listed("mine.npy", [1], uid_of(0, 1), FOREIGN)
+    assert curate("selection", "import", path, "--name", "mine", "--json", *pools).json["foreign"] == 1
+    ran = curate("explain", uid_of(0, 1), *pools)
+    assert "part other--00000000, row 1" in ran.out
+    assert "selection mine: kept" in ran.out
+    assert "selection mine: dropped by uids" in curate("explain", WORDS[2], *pools).out
+
+
 def test_help_of_every_command_has_an_example() -> None:
     for name in ("list", "and", "or", "minus", "import", "export"):
         ran = curate("selection", name, "--help")
