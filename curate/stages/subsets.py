@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -207,28 +208,42 @@ def _made(make: Make, pool: Pool, share: Share, out: Path) -> subset.Result | No
 def _shares(pool: JointPool, selection: Selection) -> dict[str, Share]:
     """The share of each source: by the decisions on its samples, or of a uid list by who has a uid first."""
     if "sources" in selection.raw:
-        kept = {source: _kept(pool, selection, source) for source in pool.members}
-    else:
-        kept = _split(pool, np.asarray(selection.uids()))
-    told = {s["source"]: s for s in selection.raw.get("sources", ())}
-    found = {}
-    for source, pairs in kept.items():
-        counts = {k: told[source][k] for k in selection.counts} if source in told else {}
-        raw = dict(selection.raw) | ({"counts": counts} if counts else {})
-        found[source] = Share(selection.folder, raw | {"source": source}, None, pairs)
-    return found
+        return {source: _decided(pool, selection, source) for source in pool.members}
+    split = _split(pool, np.asarray(selection.uids()))
+    return {
+        source: Share(selection.folder, dict(selection.raw) | {"source": source}, selection.listed, pairs)
+        for source, pairs in split.items()
+    }
 
 
-def _kept(pool: JointPool, selection: Selection, source: str) -> Pairs:
-    """The kept uids of one pool, sorted, one entry a copy."""
-    parts = [p for p in pool.parts if p.name in pool.rows and pool.homes[p.name].source == source]
+def _decided(pool: JointPool, selection: Selection, source: str) -> Share:
+    """What the selection decided on the samples of one pool: their uids, counts and funnel."""
+    import polars as pl
+
+    names = [n for n, home in pool.homes.items() if home.source == source and n in selection.raw["parts"]]
+    parts = [part for part in pool.parts if part.name in names and part.name in pool.rows]
     held = [np.empty(0, dtype=uids.UID_DTYPE)]
+    taken: Counter[tuple[str, str | None, str | None]] = Counter()
     for part in parts:
-        if part.name in selection.raw["parts"]:
-            copies = selection.decisions(part.name)["copies"].to_numpy()
-            held.append(np.repeat(pool.uids(part), copies))
+        decided = selection.decisions(part.name)
+        held.append(np.repeat(pool.uids(part), decided["copies"].to_numpy()))
+        gone = decided.filter(pl.col("rule").is_not_null()).select(
+            pl.col("rule", "reason", "error_code").cast(pl.String)
+        )
+        taken.update({(rule, reason, code): n for rule, reason, code, n in gone.group_by(pl.all()).len().rows()})
     pairs = np.concatenate(held)
-    return pairs[uids.sort_order(pairs)]
+    told = next(s for s in selection.raw["sources"] if s["source"] == source)
+    funnel, left = [], int(told["samples"])
+    for line in selection.funnel:
+        mine = sorted((what, n) for what, n in taken.items() if what[0] == line["rule"])
+        dropped = {reason: n for (_, reason, code), n in mine if code is None}
+        unjudged = {code: n for (_, _, code), n in mine if code is not None}
+        after = left - sum(dropped.values()) - sum(unjudged.values())
+        funnel.append({**line, "in": left, "dropped": dropped, "unjudged": unjudged, "left": after})
+        left = after
+    counts = {what: told[what] for what in selection.counts}
+    raw = dict(selection.raw) | {"source": source, "counts": counts, "funnel": funnel}
+    return Share(selection.folder, raw, None, pairs[uids.sort_order(pairs)])
 
 
 def _split(pool: JointPool, wanted: Pairs) -> dict[str, Pairs]:

@@ -72,6 +72,10 @@ def test_each_pool_gets_a_subset_of_its_own() -> None:
     told_there = json.loads(Path("subset/training.json").read_text())["command"]
     assert told_there == commands["open_clip"].replace(f"{out}/", "")
     assert "| [b](b) | 12 | 4 | 4 | 4 | 2 |" in Path("subset/README.md").read_text()
+    # of the pool that comes second the samples that the first has too are gone
+    card = Path("subset/b/README.md").read_text()
+    assert "| samples of the pool | 12 |" in card
+    assert "| `same_uid` | 12 | 8 | 0 | 4 |" in card
     lost = pl.read_parquet("subset/missing.parquet")
     assert lost.rows() == [("a", u, "http_404") for u in sorted([uid_of(0, 3), uid_of(1, 3)])]
 
@@ -118,7 +122,7 @@ def test_a_uid_list_is_split_by_who_has_a_uid_first() -> None:
     ran = made(*named, "--selection", "./list.txt")
     assert [(s["selected"], s["samples"]) for s in ran.json["sources"]] == [(2, 2), (1, 1)]
     assert uids.to_hex(np.load("subset/a/uids.npy")) == [uid_of(0, 0)] * 2
-    assert ran.json["sources"][0]["missing"] == {"not_downloaded": 1}  # a uid that no pool has
+    assert ran.json["sources"][0]["missing"] == {"not_in_pool": 1}
 
 
 def test_the_scale_s_pool_is_of_all_pools(monkeypatch: pytest.MonkeyPatch) -> None:
