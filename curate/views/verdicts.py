@@ -30,6 +30,8 @@ NOT_ASKED = "not asked"
 """Of a sampler below the rule that took the sample: it chooses among what is left."""
 UNKNOWN = "not known"
 """Where the numbers of a rule are not at hand."""
+_NOT_AT_HAND = ("not_asked", "part_failed")
+"""Error codes of rows whose score was not computed, for nobody had to know it or because that failed."""
 
 
 class NotAtHand(LookupError):
@@ -166,13 +168,20 @@ class _Asked:
         asked += [values[r].cast(pl.Float64).alias(f"value {r}") for r in keep if r in values]
         with blamed(member.name, InputError):
             answer = frame.select(asked).collect().row(0, named=True)
-        said = {True: KEEPS, False: DROPS, None: UNJUDGED}
+        said: dict[bool | None, str] = {True: KEEPS, False: DROPS}
+        if None in answer.values():
+            said[None] = self._open(member)
         return [
             _condition(
                 rule if cuts else None, reason, said[answer[f"keep {reason}"]], answer.get(f"value {reason}")
             )
             for reason in keep
         ]
+
+    def _open(self, member: Rule) -> str:
+        """What a condition without an answer means here: a score may not have been asked for this row."""
+        code = self.samples.codes(member.needs, self.part)[self.row]
+        return UNKNOWN if code in _NOT_AT_HAND else UNJUDGED
 
     def _base(self, rule: RuleEvidence, member: Rule) -> int:
         """What the judge's fractions were of."""

@@ -268,6 +268,25 @@ def test_only_the_samples_part_is_read(here: Path, monkeypatch: pytest.MonkeyPat
     assert {part for part, columns in read if columns != ("uid",)} == {"00000002"}
 
 
+def test_a_score_that_was_not_asked_for_is_not_known(here: Path) -> None:
+    """Of what a rule above dropped nobody computes what is costly."""
+    Path("costly.py").write_text(
+        "from dataclasses import dataclass\nimport polars as pl\n"
+        "from curate.filter_api import Column, Judge, Score\nfrom tests.stages.scorers import Costly\n"
+        "@dataclass(frozen=True)\nclass Cost(Judge):\n    '''x'''\n"
+        "    reasons = {'row': 'row {value}', 'cost': 'cost {value}'}\n"
+        "    def needs(self):\n        return [Column('row'), Score(Costly())]\n"
+        "    def keep(self, pool):\n        return {'row': pl.col('row') > 1, 'cost': pl.col('cost') > 5}\n"
+        "    def values(self):\n        return {'cost': pl.col('cost')}\n"
+    )
+    make_pool(Path("pool"), 2, 4, extra={"row": lambda shard, row: row if shard else -row})
+    filtered("costly.py")
+    for shard, row, says in ((1, 3, "keeps"), (1, 0, "not known"), (0, 3, "not known")):
+        (rule,) = explained(shard, row)["selection"]["rules"]
+        assert [c["says"] for c in rule["conditions"]] == ["keeps" if says == "keeps" else "drops", says]
+        assert rule["says"] == ("keeps" if says == "keeps" else "drops")
+
+
 # --- figures that were noted ------------------------------------------------------------------------------
 
 
