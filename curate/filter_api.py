@@ -64,7 +64,6 @@ __all__ = [
     "chance",
     "closest",
     "components",
-    "reached",
     "setting",
     "settings_of",
     "text_encoder",
@@ -155,17 +154,6 @@ def closest(
     from curate.vectors import closest as search
 
     return search.closest(table, device)
-
-
-def reached(files: Sequence[File], table: File) -> npt.NDArray[np.int64]:
-    """The rows of `table` that are closest, as `closest` says it, to a vector in one of `files`: ascending.
-
-    Worked out once for these contents, on a GPU where there is one, then kept beside the assets. Raises
-    InputError for files without vectors, or with vectors of another width.
-    """
-    from curate.vectors import reached as search
-
-    return search.reached([(f.path, f.sha256) for f in files], (table.path, table.sha256))
 
 
 def uid_list(file: File) -> UidList:
@@ -303,6 +291,13 @@ class Figures(Protocol):
 
     def mean(self, value: pl.Expr) -> float | None:
         """The mean of the values; None where none has one."""
+
+    def reached(self, files: Sequence[File], table: File) -> npt.NDArray[np.int64]:
+        """The rows of `table` that are closest, as `closest` says it, to a vector in one of `files`: ascending.
+
+        Worked out once for these contents, on a GPU where there is one, then kept beside the assets. Raises
+        InputError for files without vectors, or with vectors of another width.
+        """
 
     def top(self, value: pl.Expr, n: int) -> pl.Expr:
         """True for exactly the `n` largest (fewer where fewer have a value), ties by lowest uid; null for

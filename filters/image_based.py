@@ -17,7 +17,6 @@ from curate.filter_api import (
     Score,
     asset,
     assets,
-    reached,
     setting,
 )
 
@@ -123,7 +122,7 @@ class ImageBased(Judge):
             conditions["caption_language"] = pl.col("language") == self.language
         if not self.captions_only:
             assert self.centroids is not None
-            rows = reached(self.targets, self.centroids)
+            rows = pool.reached(self.targets, self.centroids)
             near = pl.col("centroid").is_in(pl.Series(rows, dtype=pl.Int32).implode())
             finite = pl.lit(True) if self.nan == "datacomp" else pl.col("vector_is_finite")
             conditions["far_from_targets"] = pl.when(finite).then(near)

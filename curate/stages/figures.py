@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from curate import uids
-from curate.filter_api import Need, chance
+from curate.filter_api import File, Need, chance
 from curate.pool import Part, reading
 from curate.stages.samples import Mask, Samples
 
@@ -76,6 +76,13 @@ class PoolFigures:
         values = self._values(value)
         found = float(np.mean(values, dtype=np.float64)) if len(values) else None
         self.notes["mean"] = found
+        return found
+
+    def reached(self, files: Sequence[File], table: File) -> npt.NDArray[np.int64]:
+        from curate.vectors import reached as search
+
+        found = search.reached([(f.path, f.sha256) for f in files], (table.path, table.sha256))
+        self.notes["centroids with targets"] = len(found)
         return found
 
     def top(self, value: pl.Expr, n: int) -> pl.Expr:

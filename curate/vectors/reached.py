@@ -39,13 +39,26 @@ def reached(files: Sequence[Named], table: Named, device: str = "auto") -> Int64
     the files' sha256, so other files in their place are worked out anew. Raises InputError where a file holds no
     vectors, or ones of another width than the table's.
     """
-    made_of = receipts.digest({"version": VERSION, "table": table[1], "vectors": [sha256 for _, sha256 in files]})
-    kept = assets.cache().parent / "reached" / f"{made_of[:32]}.npy"
-    rows = _read(kept)
+    known = [sha256 for _, sha256 in files]
+    rows = kept(known, table[1])
     if rows is None:
         rows = _work_out([path for path, _ in files], table[0], device)
-        _keep(kept, rows)
+        _keep(_place(known, table[1]), rows)
     return rows
+
+
+def kept(files: Sequence[str], table: str) -> Int64 | None:
+    """The same of files with these sha256, if it has been worked out; else None."""
+    try:
+        rows = np.load(_place(files, table), allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return rows if rows.dtype == np.int64 and rows.ndim == 1 else None
+
+
+def _place(files: Sequence[str], table: str) -> Path:
+    made_of = receipts.digest({"version": VERSION, "table": table, "vectors": list(files)})
+    return assets.cache().parent / "reached" / f"{made_of[:32]}.npy"
 
 
 def _work_out(files: Sequence[Path], table: Path, device: str) -> Int64:
@@ -76,15 +89,6 @@ def _device(products: int) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _read(path: Path) -> Int64 | None:
-    """What was kept, or None where there is nothing that can be used."""
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):
-        return None
-    return rows if rows.dtype == np.int64 and rows.ndim == 1 else None
 
 
 def _keep(path: Path, rows: Int64) -> None:

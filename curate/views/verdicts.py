@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from curate.errors import CurateError, InputError
-from curate.filter_api import Judge
+from curate.filter_api import File, Judge
 from curate.plugins import blamed
 from curate.pool import Part, Pool
 from curate.recipe import Group, Rule, Step
@@ -24,6 +24,10 @@ from curate.stages.joint import samples_of
 from curate.views import evidence
 from curate.views.evidence import MACHINE_RULES, RuleEvidence
 from curate.views.examples import sentence
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 KEEPS, DROPS, UNJUDGED = "keeps", "drops", "cannot judge"
 NOT_ASKED = "not asked"
@@ -55,6 +59,14 @@ class Recalled:
             raise NotAtHand(name)
         found = self._notes.get(name)
         return None if found is None else float(found)
+
+    def reached(self, files: Sequence[File], table: File) -> npt.NDArray[np.int64]:
+        from curate.vectors import reached as search
+
+        rows = search.kept([f.sha256 for f in files], table.sha256)
+        if rows is None:
+            raise NotAtHand("targets' centroids")
+        return rows
 
     def nth_largest(self, value: pl.Expr, n: int) -> float | None:
         return self._noted("threshold")

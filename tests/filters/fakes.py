@@ -10,7 +10,8 @@ import numpy.typing as npt
 import polars as pl
 
 from curate.errors import InputError
-from curate.filter_api import Batch, Judge, chance
+from curate.filter_api import Batch, File, Judge, chance
+from curate.vectors import reached
 
 
 @dataclass
@@ -55,6 +56,9 @@ class FakeFigures:
     def mean(self, value: pl.Expr) -> float | None:
         values = self._values(value)
         return float(values.mean()) if len(values) else None
+
+    def reached(self, files: Sequence[File], table: File) -> npt.NDArray[np.int64]:
+        return reached.reached([(f.path, f.sha256) for f in files], (table.path, table.sha256))
 
     def top(self, value: pl.Expr, n: int) -> pl.Expr:
         table = self.frame.select("uid", value.alias("v")).drop_nulls()

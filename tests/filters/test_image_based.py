@@ -14,7 +14,7 @@ import pytest
 
 from curate import recipe as recipes
 from curate.errors import InputError
-from curate.filter_api import Column, File, Score, reached, settings_of
+from curate.filter_api import Column, File, Score, settings_of
 from curate.filters._centroids import Centroid
 from curate.filters._language import Language
 from curate.filters._tokens import count_tokens
@@ -25,7 +25,7 @@ from curate.stages.filter import Outcome, Request, filter_pool
 from curate.vectors import reached as reached_module
 from tests.pools import make_metadata
 
-from .fakes import FakeFacts, batch, judged
+from .fakes import FakeFacts, FakeFigures, batch, judged
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 LID = SHARED / "data" / "fasttext-lid" / "lid.176.ftz"
@@ -45,6 +45,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def unit(n: int, dim: int = DIM, seed: int = 0) -> Array:
     x = np.random.default_rng(seed).standard_normal((n, dim))
     return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def reached(files: Sequence[File], table: File) -> Array:
+    return FakeFigures(pl.DataFrame()).reached(files, table)
 
 
 def saved(path: Path, array: Array) -> File:
@@ -140,13 +144,14 @@ def test_what_is_no_vector_is_unjudged_or_as_datacomp_has_it(files: tuple[File, 
 def test_cheap_conditions_come_first_and_what_is_off_is_not_read(files: tuple[File, File]) -> None:
     whole = judge(files)
     frame = samples(caption=["x"])
-    assert list(whole.keep(None)) == [  # type: ignore[arg-type]
+    conditions = whole.keep(FakeFigures(frame))
+    assert list(conditions) == [
         "caption_chars",
         "caption_tokens",
         "caption_language",
         "far_from_targets",
     ]
-    assert set(whole.reasons) == set(whole.keep(None)) == set(whole.values())  # type: ignore[arg-type]
+    assert set(whole.reasons) == set(conditions) == set(whole.values())
     assert whole.needs() == [Column("caption"), Score(Language(None)), Score(Centroid(MODEL, files[0]))]
     assert judged(whole, frame) == ["caption_chars"]
     pixels = judge(files, language="", min_tokens=0, min_chars=0)
@@ -395,7 +400,7 @@ def test_datacomps_uids_to_the_bit(tmp_path: Path, files: tuple[File, File], fra
     assert not outcome.failed_parts
     line = outcome.selection.funnel[-1]
     assert set(line["dropped"]) == {"caption_chars", "caption_tokens", "caption_language", "far_from_targets"}
-    assert line["figures"] == {"vectors of": MODEL}
+    assert line["figures"] == {"vectors of": MODEL, "centroids with targets": CENTROIDS // 2}
 
 
 @needs_lid
