@@ -106,6 +106,17 @@ def test_a_pool_that_is_not_downloaded_is_missing() -> None:
     refused(ran, "has no selection yet", "curate filter")
 
 
+def test_virtual_subsets_have_weights_too() -> None:
+    named = pools()
+    chosen(*named)
+    ran = made(*named, "--virtual", "--weight", "a=3")
+    assert [s["samples"] for s in ran.json["sources"]] == [6, 4]
+    assert not list(Path("subset").rglob("*.tar"))
+    command = ran.json["commands"]["open_clip"]
+    assert command.count("pipe:python -m curate.sampling tar") == 2
+    assert "--train-data-upsampling-factors 3::1" in command
+
+
 def test_copies_of_a_uid_stay_with_their_pool() -> None:
     """Recipes that keep samples with one uid keep one of each pool: that is a copy in each subset."""
     make_pool(Path("a"), 1, 2)
