@@ -23,6 +23,7 @@ from curate.pool import Pool, open_pool
 from curate.stages import score
 from curate.stages.filter import Outcome, Request, filter_pool
 from curate.vectors import reached as reached_module
+from tests.commands.cli import curate
 from tests.pools import make_metadata
 
 from .fakes import FakeFacts, FakeFigures, batch, judged
@@ -420,3 +421,28 @@ def test_two_sets_of_centroids_are_two_scores(tmp_path: Path, files: tuple[File,
     other = saved(tmp_path / "other.npy", np.load(files[0].path)[::-1])
     run(open_pool(tmp_path / "pool"), recipe_file(tmp_path / "recipe.toml", [image_rule((other, files[1]))]))
     assert len(list((tmp_path / "pool" / "scores").glob("centroid-v1-*"))) == 2
+
+
+@needs_lid
+def test_what_is_kept_is_explained_and_what_is_not_kept_is_not_worked_out(
+    tmp_path: Path, files: tuple[File, File], cache: Path
+) -> None:
+    pool = make_pool(tmp_path / "pool", 60, 5)
+    rule = f"image_based:centroids={files[0].path},targets={files[1].path},language_model={LID}"
+    assert curate("filter", "--pool", tmp_path / "pool", "--rule", rule).code == 0
+    taken = pl.concat(
+        pool.scan(part, ["uid"]).collect().with_columns(pl.read_parquet(path))
+        for part, path in zip(
+            pool.parts, sorted((tmp_path / "pool").glob("selections/*/decisions/*.parquet")), strict=True
+        )
+    )
+    uid, number = taken.filter(pl.col("reason") == "far_from_targets").select("uid", "value").row(0)
+    told = curate("explain", uid, "--pool", tmp_path / "pool", "--json").json["rows"][0]["selection"]["rules"][-1]
+    assert told["says"] == "drops"
+    assert [c["value"] for c in told["conditions"]][-1] == number
+    assert told["why"] == f"the image belongs to centroid {number:.0f}, to which no target belongs"
+    for path in cache.iterdir():
+        path.unlink()
+    told = curate("explain", uid, "--pool", tmp_path / "pool", "--json").json["rows"][0]["selection"]["rules"][-1]
+    assert told["conditions"] == []
+    assert not list(cache.iterdir())
