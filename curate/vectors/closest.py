@@ -134,7 +134,7 @@ class _Search:
 
     def _held(self, array: Array) -> Any:
         values = np.ascontiguousarray(array, dtype=np.float32)
-        return values if self.device is None else self.xp.from_numpy(values).to(self.device)
+        return values if self.device is None else self.xp.tensor(values, device=self.device)
 
     def _double(self, array: Any) -> Any:
         return array.astype(np.float64) if self.device is None else array.double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -124,6 +125,15 @@ def test_any_number_of_rows(path: Path) -> None:
     x, table = clustered(5, 75, 12)
     assert path(table)(x).dtype == np.int64
     assert np.array_equal(path(table)(x.astype(np.float32)), path(table)(x))
+
+
+@PATHS
+def test_a_table_may_be_mapped(path: Path, tmp_path: pathlib.Path) -> None:
+    x, table = clustered(120, 80, 24)
+    np.save(tmp_path / "table.npy", table)
+    np.save(tmp_path / "x.npy", x)
+    mapped = [np.load(tmp_path / name, mmap_mode="r") for name in ("table.npy", "x.npy")]
+    assert np.array_equal(path(mapped[0])(mapped[1]), path(table)(x))
 
 
 def test_how_vectors_are_batched_changes_nothing() -> None:
