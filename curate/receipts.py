@@ -19,17 +19,23 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from curate.disk import disk, fsync_folder, lock, make_folder, same_file
 from curate.errors import Busy, CurateError, InputError, PartError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 FORMAT = 1
 RECEIPTS = "_receipts"
 CHUNK = 1 << 20
 AT_ONCE = 1 << 18
 """Bytes of one call: the kernel takes twice as long over more, for which it looks for larger pages."""
+BESIDE = 1 << 20
+"""Bytes from which another thread hashes while this one writes."""
 AHEAD = 8 << 20
 """Bytes from which the disk is asked to begin."""
 
@@ -179,6 +185,13 @@ def check_format(raw: Mapping[str, Any], path: Path) -> None:
 # --- outputs ----------------------------------------------------------------------------------------------
 
 
+@cache
+def _hashers() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor as Threads
+
+    return Threads(len(os.sched_getaffinity(0)), thread_name_prefix="sha256")
+
+
 class _Raw(io.RawIOBase):
     """An unbuffered sink that hashes what it writes and cannot seek."""
 
@@ -199,9 +212,15 @@ class _Raw(io.RawIOBase):
         view = memoryview(data).cast("B")
         if self.dropped:
             return len(view)
-        with disk(self.path):
-            done = _write(self.fd, view[:AT_ONCE])
-        self.hash.update(view[:done])
+        beside = _hashers().submit(self.hash.update, view) if len(view) >= BESIDE else None
+        done = 0
+        while done < len(view):
+            with disk(self.path):
+                done += _write(self.fd, view[done : done + AT_ONCE])
+        if beside is None:
+            self.hash.update(view)
+        else:
+            beside.result()
         self.size += done
         self._hurry()
         return done
