@@ -7,6 +7,7 @@ ever in memory.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curate import __version__, receipts
+from curate.disk import make_folder
 from curate.errors import InputError
 from curate.filter_api import Scorer, chance
 from curate.pool import Pool, vectors
@@ -164,8 +166,11 @@ def _what(samples: Samples, source: vectors.VectorSource, recipe: Recipe, reques
 
 
 def _there(path: Path, beside: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is said of the centroids that are there, if they are those; None where nothing is."""
+    """What is said of the centroids that are there, if they are those; None where nothing is, and can be."""
     if not path.exists():
+        make_folder(path.parent)
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(str(path.parent), "cannot be written to", hint="name a file elsewhere: --out")
         return None
     about = receipts.read_json(beside) if beside.is_file() else {}
     changed = receipts.changed(about.get("what", {}), what)
@@ -291,21 +296,21 @@ def _kmeans(points: Float32, request: Request) -> tuple[Float32, float]:
 def _written(
     path: Path, beside: Path, centroids: Float32, what: Mapping[str, Any], more: Mapping[str, Any]
 ) -> Trained:
-    """The file, then the .json that vouches for it."""
+    """The .json, then the file, without which it says nothing: a kill between the two leaves no centroids."""
     import faiss
 
-    data = io.BytesIO()
-    np.save(data, centroids)
-    beside.unlink(missing_ok=True)
-    receipts.write_file(path, data.getvalue())
+    buffer = io.BytesIO()
+    np.save(buffer, centroids)
+    data = buffer.getvalue()
     about = {
         "format": receipts.FORMAT,
         "what": dict(what),
         "rows": len(centroids),
         "dim": centroids.shape[1],
         **more,
-        "sha256": receipts.file_sha256(path),
+        "sha256": hashlib.sha256(data).hexdigest(),
         "versions": {"curate": __version__, "faiss": faiss.__version__},
     }
     receipts.write_json(beside, about)
+    receipts.write_file(path, data)
     return Trained(path, about, reused=False)

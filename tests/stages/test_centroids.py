@@ -154,6 +154,35 @@ def test_the_same_again_is_read_back_and_another_is_refused(tmp_path: Path) -> N
         train(pool, Request(out, k=CLUSTERS), allow=never)
 
 
+def test_killed_between_its_two_files_it_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, out = make_pool(tmp_path / "pool"), tmp_path / "new" / "c.npy"
+
+    class Killed(BaseException): ...
+
+    def die(path: Path, data: bytes) -> None:
+        if path.suffix == ".npy":
+            raise Killed
+        path.write_bytes(data)
+
+    monkeypatch.setattr(stage.receipts, "write_file", die)
+    with pytest.raises(Killed):
+        run(pool, out)
+    monkeypatch.undo()
+    assert [p.name for p in out.parent.iterdir()] == ["c.json"]
+    assert np.array_equal(run(pool_again(tmp_path), out), run(pool_again(tmp_path), tmp_path / "c.npy"))
+    assert train(pool_again(tmp_path), Request(out, k=CLUSTERS), allow=never).reused
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(tmp_path / "pool")
+    monkeypatch.setattr(stage.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(stage, "_kmeans", lambda points, request: pytest.fail("it began"))
+    with pytest.raises(InputError, match="cannot be written to"):
+        run(pool, tmp_path / "c.npy")
+
+
 def test_vectors_that_are_not_finite_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pool = make_pool(tmp_path / "pool", files=1)
     npz = next((tmp_path / "pool" / "metadata").glob("*.npz"))
