@@ -1,9 +1,10 @@
 """DataComp's baselines beside ours: the same pool, the same cores, whole commands, one run, and the same bytes.
 
-Wants `DATACOMP`, a checkout of mlfoundations/datacomp, and `PEER_PYTHON`, a Python that can run it; without them
-ours is measured alone. The rules over captions want the language model, WordNet and the list of synsets, published
-or others: `BENCH_ASSETS="fasttext-lid=FILE wordnet=ZIP imagenet21k-synsets=FILE"`, else they are left out. Files
-are in the page cache on both sides.
+Wants `DATACOMP`, a checkout of mlfoundations/datacomp, and `PEER_PYTHON`, a Python that can run it, with the nltk
+of its environment.yml (later ones know fewer words); without them ours is measured alone. The rules over captions
+want the language model, WordNet and the list of synsets, published or others:
+`BENCH_ASSETS="fasttext-lid=FILE wordnet=ZIP imagenet21k-synsets=FILE"`, else they are left out. Files are in the
+page cache on both sides.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -159,9 +161,10 @@ def _clip_score_small(folder: Path, peer: Peer | None) -> list[Figure]:
 
 
 def _against(name: str, theirs: list[float], ours: list[float], times: float, said: str) -> list[Figure]:
-    """DataComp's seconds, and how many times ours they are."""
-    ours = sorted(ours)[: len(theirs)] if len(theirs) == len(ours) else [float(np.median(ours))] * len(theirs)
-    ratios = [b / a for a, b in zip(ours, sorted(theirs), strict=True)]
+    """DataComp's seconds, and how many times ours they are: run by run, or one of theirs by our median."""
+    if len(theirs) != len(ours):
+        ours = [statistics.median(ours)] * len(theirs)
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     return [
         median(f"DataComp's {name}", theirs, "s", None, "baselines.py", note="the same bytes"),
         median(f"{name}, of DataComp's", ratios, "x", times, said, at_least=True),
