@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from curate import devices
 from curate.errors import InputError, UnknownName
 from curate.model_names import (
     CONFIG_KEY,
@@ -238,7 +239,7 @@ def _device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(devices.best())
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from curate import disk, models, receipts, runner
+from curate import devices, disk, models, receipts, runner
 from curate.errors import Busy, PartError
 from curate.pixels import Decoders, PixelBatch
 from curate.pool import FAILED, Part, Pool, Shard, need_shards, reading
@@ -122,10 +122,14 @@ def load(spec: ModelSpec, device: str, precision: str) -> Model:
     return models.load(spec, device=device, precision=precision)
 
 
-def _torch() -> ModuleType:
+def _let_go() -> None:
+    """Before torch is imported: threads that wait for the slowest give their core to a decode process."""
     if "torch" not in sys.modules:
-        # threads that wait for the slowest give their core to a decode process instead of spinning
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _torch() -> ModuleType:
+    _let_go()
     import torch
 
     return torch
@@ -135,7 +139,8 @@ def _kind(device: str) -> str:
     """`cpu` or `cuda` for `auto`, cuda:1 and their like."""
     if device != "auto":
         return device.split(":")[0]
-    return "cuda" if _torch().cuda.is_available() else "cpu"
+    _let_go()
+    return devices.best()
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

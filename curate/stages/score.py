@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from curate import receipts, runner
+from curate import devices, receipts, runner
 from curate.engines import local
 from curate.errors import InputError, PartError
 from curate.filter_api import Batch, Need, Scorer, Vectors, settings_of
@@ -300,11 +300,7 @@ def device_for(scorer: Scorer, device: str) -> str:
     """The device that a scorer is opened on, as torch names it; `auto` is a GPU for pixels, and where it asks."""
     if device != "auto":
         return device
-    if not (scorer.gpu or over_pixels(scorer)):
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return devices.best() if scorer.gpu or over_pixels(scorer) else "cpu"
 
 
 def _open(ref: ScorerRef, scorer: Scorer, device: str) -> Callable[[Batch], Mapping[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from curate import arrays, assets, receipts
+from curate import arrays, assets, devices, receipts
 from curate.errors import CurateError, InputError
 from curate.progress import progress
 from curate.vectors.closest import closest
@@ -84,11 +84,7 @@ def _work_out(files: Sequence[Path], table: Path, device: str) -> Int64:
 
 def _device(products: int) -> str:
     """A GPU where there is one and the work is worth the seconds that torch takes to come."""
-    if products < _WORTH_A_GPU:
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return devices.best() if products >= _WORTH_A_GPU else "cpu"
 
 
 def _keep(path: Path, rows: Int64) -> None:
