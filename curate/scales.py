@@ -63,6 +63,11 @@ class Scale:
         return self.samples_seen / kept if kept else float("inf")
 
 
+def times(repeats: float) -> str:
+    """A number of repeats for people: two digits where it is small, else a whole number."""
+    return f"{repeats:,.0f}" if repeats >= 10 else f"{repeats:.2g}"
+
+
 SCALES: Mapping[str, Scale] = {
     scale.name: scale
     for scale in (

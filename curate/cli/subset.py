@@ -147,6 +147,7 @@ def subset(
 
 def subset_lines(result: Result) -> list[str]:
     """What became of a selection, for people."""
+    from curate import scales
     from curate.progress import size
 
     rows: list[tuple[Any, ...]] = [("selected", result.selected)]
@@ -163,7 +164,7 @@ def subset_lines(result: Result) -> list[str]:
     rows.append(("shards, shuffled" if result.shuffled else "shards", result.shards))
     lines = [f"selection {result.selection}", *common.table(rows, right=[1]).splitlines()]
     scale, repeats = result.scale, result.repeats
-    times = f"{repeats:,.0f}" if repeats >= 10 else f"{repeats:.2g}"
+    times = scales.times(repeats)
     lines.append(
         f"\n{result.out} ({size(result.bytes)}): {scale.name} sees {scale.samples_seen:,} samples, each of these "
         f"about {times} times"
@@ -173,6 +174,7 @@ def subset_lines(result: Result) -> list[str]:
 
 def subsets_lines(results: Results) -> list[str]:
     """What became of a selection of several pools, and what trains on it, for people."""
+    from curate import scales
     from curate.progress import size
 
     rows: list[tuple[Any, ...]] = [("source", "selected", "missing", "kept", "written", "shards", "weight", "seen")]
@@ -180,7 +182,14 @@ def subsets_lines(results: Results) -> list[str]:
         told, missing = made.as_json(), sum(made.missing.values())
         counts = [told[what] for what in ("kept", "samples", "shards")]
         rows.append(
-            (made.source, made.selected, missing, *counts, f"{made.weight:g}", f"{made.repeats:,.2g} times")
+            (
+                made.source,
+                made.selected,
+                missing,
+                *counts,
+                f"{made.weight:g}",
+                f"{scales.times(made.repeats)} times",
+            )
         )
     whole, scale = results.as_json(), results.scale
     return [

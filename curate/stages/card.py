@@ -9,6 +9,7 @@ from typing import Any
 
 from curate.baselines import RECIPES, SOURCE, URL, nearest
 from curate.scales import Scale, datacomp_command, training_command
+from curate.scales import times as said
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGER = ((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"))
@@ -96,7 +97,7 @@ def card(facts: Facts) -> str:
             _table(("cause", "samples"), facts.missing.items()),
             "\nTheir uids and causes are in `missing.parquet`.\n",
         ]
-    times = _number(repeats)
+    times = said(repeats)
     pieces += [
         "## Training\n",
         f"The scale `{scale.name}` sees {scale.samples_seen:,} samples, so each of these about "
@@ -170,7 +171,3 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     cells = [[f"{c:,}" if isinstance(c, int) else str(c) for c in row] for row in rows]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

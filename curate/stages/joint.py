@@ -106,6 +106,8 @@ class JointSamples(Samples):
 
     joint: JointPool = field(init=False)
     members: dict[str, Samples] = field(init=False)
+    _shares: dict[tuple[int, ...], tuple[list[Need], dict[str, Share]]] = field(init=False, default_factory=dict)
+    """The answers of `shares`, with the needs that their keys are the ids of."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +122,10 @@ class JointSamples(Samples):
 
     def _share(self, source: str, needs: Sequence[Need]) -> tuple[list[Need], list[Need]]:
         """What of the needs a pool is asked for, and what it cannot give."""
-        share = next(s for s in shares(self.joint, needs) if s.source == source)
+        key = tuple(map(id, needs))
+        if key not in self._shares:  # every part asks, and the answer looks at all of them
+            self._shares[key] = list(needs), {s.source: s for s in shares(self.joint, needs)}
+        share = self._shares[key][1][source]
         gone = [n for n in needs if not _is_source(n) and _seen(share.pool, n) not in share.needs]
         return list(share.needs), gone
 

@@ -357,7 +357,9 @@ def _card(pool: JointPool, results: Results) -> str:
         told, n = made.as_json(), pool.members[made.source].n
         cells = [f"{n:,}", f"{made.selected:,}", f"{told['kept']:,}", f"{told['samples']:,}", f"{made.weight:g}"]
         lines.append(
-            f"| [{made.source}]({made.source}) | " + " | ".join([*cells, f"{made.repeats:,.2g} times"]) + " |"
+            f"| [{made.source}]({made.source}) | "
+            + " | ".join([*cells, f"{scales.times(made.repeats)} times"])
+            + " |"
         )
     pieces = [
         "---\nlicense: other\nlicense_name: per-image\ntags:\n- webdataset\n- clip\n- curate\nconfigs:\n"
