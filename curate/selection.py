@@ -192,7 +192,10 @@ def _check_sources(pool: Pool, chosen: Selection) -> None:
     else:
         what = f"is a selection of several pools ({', '.join(source for source, _ in made_of)})"
         pools = " ".join(f"--pool {source}={folder}" for source, folder in made_of)
-    hint = f"for curate subset give the same, in their order: {pools}; or name another with --selection"
+    hint = (
+        f"curate subset takes the same, in their order: {pools}; curate download --pool DIR --selection "
+        f"{chosen.folder}/uids.npy fetches its images, a pool at a time; or name another selection"
+    )
     raise InputError(str(chosen.folder), what, hint=hint)
 
 
