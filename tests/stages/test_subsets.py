@@ -12,6 +12,7 @@ import pytest
 from curate import uids
 from tests.commands.bad_input.outcomes import contents, refused, succeeded
 from tests.commands.cli import Ran, curate
+from tests.fetch.servers import HostileServer, answer, running
 from tests.pool.test_datacomp import images
 from tests.pools import jpeg, make_metadata, make_pool, uid_of, url_of
 
@@ -104,6 +105,22 @@ def test_a_pool_that_is_not_downloaded_is_missing() -> None:
     assert pl.read_parquet("subset/missing.parquet")["source"].to_list() == ["bare", "bare"]
     ran = curate("subset", "--pool", "bare", "--pool", "a", "--scale", "debug", *HERE)
     refused(ran, "has no selection yet", "curate filter")
+
+
+def test_the_choice_may_come_before_the_images() -> None:
+    with running(HostileServer({f"/{n}.jpg": answer(jpeg(n)) for n in range(20)})) as server:
+        for name, numbers in (("a", range(12)), ("b", range(8, 20))):
+            rows = [{"uid": f"{n:032x}", "url": server.url(f"/{n}.jpg"), "text": f"thing {n}"} for n in numbers]
+            make_metadata(Path(name), rows)
+        named = ("--pool", "a", "--pool", "b")
+        succeeded(curate("filter", *named, "--rule", "random:fraction=0.6", "--name", "x", *HERE))
+        for name in "ab":
+            words = ("--selection", "a/selections/x/uids.npy", "--allow-private-hosts", *HERE)
+            succeeded(curate("download", "--pool", name, *words))
+    ran = made(*named)
+    kept = uids.to_hex(np.load("a/selections/x/uids.npy"))
+    assert ran.json["kept"] == len(kept) == 12
+    assert {u for s in "ab" for u in images(Path(f"subset/{s}/shards"))} == set(kept)
 
 
 def test_virtual_subsets_have_weights_too() -> None:
