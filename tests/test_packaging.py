@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["basic", "clipscore", "concepts", "dedup", "nsfw", "random", "watermark"]
+NAMES = ["basic", "clipscore", "concepts", "dedup", "image_based", "language", "nsfw", "random"]
+NAMES += ["text_based", "uids", "watermark"]
 
 
 @pytest.fixture(scope="module")

@@ -183,8 +183,12 @@ def test_rules_lists_them_all() -> None:
         "clipscore",
         "concepts",
         "dedup",
+        "image_based",
+        "language",
         "nsfw",
         "random",
+        "text_based",
+        "uids",
         "watermark",
     ]
     assert list(curate("rules", "--json").json["rules"]) == [line.split()[0] for line in ran.out.splitlines()]

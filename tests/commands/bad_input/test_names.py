@@ -76,7 +76,11 @@ def test_a_folder_that_is_no_pool(here: Path, command: tuple[str, ...]) -> None:
         ("filter --rule random:n=1,n=2", "n is given twice", "a+b"),
         ("filter --rule random", "rule random: wants either fraction or n", "curate rules random"),
         ("filter --rule clipscore:source=colum", "source 'colum' (found: column, ", "did you mean 'column'?"),
-        ("filter --recipe qick", "no recipe 'qick' (found: balanced, quick, safe", "did you mean 'quick'?"),
+        (
+            "filter --recipe qick",
+            "no recipe 'qick' (found: balanced, datacomp/basic_filter, ",
+            "did you mean 'quick'?",
+        ),
         ("filter --recipe mine.tml.toml", "no such recipe (found there: mine.toml)", "did you mean 'mine.toml'?"),
         ("filter --rule mine.pyy.py", "no such rule file (found there: mine.py)", "did you mean 'mine.py'?"),
         ("rules sub/mine.py", "no such rule file (there is no folder sub)", "curate rules lists"),
