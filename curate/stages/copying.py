@@ -1,9 +1,7 @@
 """A tar of samples copied from other tars: read by range, given new keys, written in order; contents are untouched.
 
 Samples are read a few megabytes at a time into one buffer, which stays in a core's cache, and written from it.
-Of plain ustar members the headers are made anew for a whole buffer at once, whoever wrote them; a sample with
-other headers (long names, pax records) takes the slow way. What is read next is announced to the kernel, and
-nothing beside it is read: the tars are told not to be read ahead.
+What is read next is announced to the kernel, and nothing beside it is read: the tars are told not to be read ahead.
 """
 
 from __future__ import annotations
@@ -13,22 +11,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from curate.errors import PartError, SampleError
 from curate.shards import BLOCK, RECORD, Member, header, members, split_name
-from curate.stages.columns import characters, longs
+from curate.stages.columns import longs
+from curate.stages.renaming import Flags, Longs, rename, without
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from curate.engines.local import Tick
 
-Bytes = npt.NDArray[Any]
-Longs = npt.NDArray[np.int64]
 Change = Callable[[int, memoryview], bytes]
 """The blocks to write for the sample of this place in `Runs`, given those that were read.
 
@@ -103,9 +100,7 @@ class Copies:
         offsets = np.cumsum(lengths) - lengths
         return pa.table({"key": keys, "offset": longs(offsets), "length": longs(lengths)})
 
-    def _batch(
-        self, runs: Runs, which: slice, tars: _Tars, altered: npt.NDArray[np.bool_], change: Change | None
-    ) -> None:
+    def _batch(self, runs: Runs, which: slice, tars: _Tars, altered: Flags, change: Change | None) -> None:
         lengths = runs.length[which]
         ends = np.cumsum(lengths)
         starts = ends - lengths
@@ -114,9 +109,12 @@ class Copies:
             self._buffer = np.empty(size, dtype=np.uint8)
         buffer = self._buffer[:size]
         _fill(buffer.data, runs, which, starts, tars)
-        slow = _rename(
-            buffer, starts, lengths, runs.old[which.start : which.stop], runs.new[which.start : which.stop], altered
-        )
+        mine = slice(which.start, which.stop)
+        slow, needless = rename(buffer, starts, lengths, runs.old[mine], runs.new[mine], altered)
+        if needless.any():
+            buffer, lengths = without(buffer, starts, lengths, needless)
+            ends = np.cumsum(lengths)
+            starts = ends - lengths
         places = np.flatnonzero(slow)
         if not len(places):
             self._write(buffer.data, lengths)
@@ -242,118 +240,6 @@ def _fill(view: memoryview, runs: Runs, which: slice, starts: Longs, tars: _Tars
                     hint="curate verify says what else is; without the tar, its samples are listed as missing",
                 )
             done += got
-
-
-# --- new names --------------------------------------------------------------------------------------------
-
-_TEMPLATE = np.frombuffer(header("", 0), dtype=np.uint8).copy()
-_TEMPLATE[148:156] = ord(" ")
-_SIZE = 8 ** np.arange(10, -1, -1, dtype=np.int64)
-_CHECKSUM = np.arange(15, -1, -3, dtype=np.int64)
-"""By how many bits each of its digits is shifted."""
-_LANES = np.uint64(0x00FF00FF00FF00FF)
-_MEMBERS = 64
-"""Samples of more members take the slow way."""
-
-
-def _rename(
-    buffer: Bytes,
-    starts: Longs,
-    lengths: Longs,
-    old: pa.StringArray,
-    new: pa.StringArray,
-    leave: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.bool_]:
-    """Give the samples in `buffer` their new keys and headers of ours, in place; which of them could not.
-
-    Those in `leave`, and those whose blocks are not plain members of the old key, stay as they are.
-    """
-    slow = leave.copy()
-    if (lengths % BLOCK).any():
-        return np.ones_like(slow)
-    blocks = buffer.reshape(-1, BLOCK)
-    (before, before_ends), (after, after_ends) = characters(old), characters(new)
-    wide = np.diff(before_ends) * 1000 + np.diff(after_ends)
-    for width in np.unique(wide):
-        which = np.flatnonzero((wide == width) & ~slow)
-        if len(which):
-            keys = _matrix(before, before_ends, which), _matrix(after, after_ends, which)
-            first = starts[which] // BLOCK
-            slow[which[_rename_alike(blocks, first, lengths[which] // BLOCK, *keys)]] = True
-    return slow
-
-
-def _matrix(data: Bytes, ends: npt.NDArray[np.int32], which: npt.NDArray[np.intp]) -> Bytes:
-    width = int(ends[which[0] + 1] - ends[which[0]])
-    return np.asarray(data[ends[which][:, np.newaxis] + np.arange(width)])
-
-
-def _rename_alike(blocks: Bytes, first: Longs, count: Longs, old: Bytes, new: Bytes) -> npt.NDArray[np.bool_]:
-    """`_rename` for samples whose old keys, and whose new ones, are of one length; positions in blocks."""
-    bad = np.zeros(len(first), dtype=np.bool_)
-    written: list[tuple[npt.NDArray[np.intp], Longs, Bytes]] = []
-    at, left = first.copy(), np.arange(len(first))
-    before, after = old.shape[1], new.shape[1]
-    tail = 100 - max(before, after)
-    if tail < 2:
-        return np.ones_like(bad)
-    end = first + count
-    for _ in range(_MEMBERS):
-        heads = blocks[at[left]]
-        size, good = _sizes(heads)
-        extension = heads[:, before : before + tail]
-        good &= _each(heads[:, :before] == old[left]) & (heads[:, before] == ord("."))
-        good &= _each(heads[:, before + tail : 100] == 0)
-        good &= _each((extension < 128) & (extension != ord("/")))
-        good &= _each((extension[:, 1:] == 0) | (extension[:, :-1] != 0))  # nothing behind its end
-        made = np.empty_like(heads)
-        made[:] = _TEMPLATE
-        made[:, :after] = new[left]
-        capital = (extension >= ord("A")) & (extension <= ord("Z"))
-        made[:, after : after + tail] = extension | (capital.view(np.uint8) << 5)
-        made[:, 124:135] = heads[:, 124:135]
-        made[:, 148:154] = (_totals(made)[:, np.newaxis] >> _CHECKSUM & 7) + ord("0")
-        made[:, 154] = 0
-        following = at[left] + 1 + -(-size // BLOCK)
-        good &= following <= end[left]
-        if not good.all():
-            bad[left[~good]] = True
-            left, following, made = left[good], following[good], made[good]
-        written.append((left, at[left], made))
-        at[left] = following
-        left = left[following < end[left]]
-        if not len(left):
-            break
-    bad[left] = True
-    for which, places, made in written:
-        fine = ~bad[which] if bad.any() else slice(None)
-        blocks[places[fine]] = made[fine]
-    return bad
-
-
-def _sizes(heads: Bytes) -> tuple[Longs, npt.NDArray[np.bool_]]:
-    """The size that each header says, and whether it is one of a plain file with a checksum that is right."""
-    digits, said = heads[:, 124:135] - np.uint8(ord("0")), heads[:, 148:154] - np.uint8(ord("0"))
-    good = (heads[:, 135] == 0) | (heads[:, 135] == ord(" "))
-    good &= (heads[:, 156] == ord("0")) | (heads[:, 156] == 0)
-    good &= _each(digits < 8)
-    good &= _each(said < 8)
-    good &= _each(heads[:, 345:500] == 0) | (heads[:, 263] != ord("0"))  # a folder before the name
-    total = _totals(heads) - heads[:, 148:156].sum(axis=1, dtype=np.int64) + 8 * ord(" ")
-    good &= total == (said.astype(np.int64) << _CHECKSUM).sum(axis=1)
-    return np.where(good, digits.astype(np.int64) @ _SIZE, 0), good
-
-
-def _each(true: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_] | np.bool_:
-    """Whether all of each row is true; to ask it of all rows at once is many times as fast."""
-    return np.True_ if true.all() else true.all(axis=1)
-
-
-def _totals(heads: Bytes) -> Longs:
-    """The sum of each header's bytes, eight at a time."""
-    words = heads.view(np.uint64)
-    lanes = (words & _LANES).sum(axis=1) + (words >> np.uint64(8) & _LANES).sum(axis=1)
-    return np.asarray(lanes.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64))
 
 
 def rewritten(run: memoryview, runs: Runs, at: int) -> bytes:

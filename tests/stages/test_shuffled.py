@@ -225,7 +225,7 @@ def test_read_in_the_order_of_the_disk(pool: Pool, tmp_path: Path, monkeypatch: 
     read: dict[bool, list[tuple[int, int, int]]] = {False: [], True: []}
     ranges = copying._ranges
 
-    def noted(runs: copying.Runs, which: slice, starts: copying.Longs | None = None) -> object:
+    def noted(runs: copying.Runs, which: slice, starts: npt.NDArray[np.int64] | None = None) -> object:
         found = list(ranges(runs, which, starts))
         read[starts is not None].extend(found_[:3] for found_ in found)
         return iter(found)

@@ -356,6 +356,38 @@ def test_a_tar_of_several_writers(tmp_path: Path) -> None:
     assert [m for *_, m in found] == [dict(members_of(sample_of(0, r))) for r in range(4) for _ in range(2)]
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_webdatasets_tars_are_not_taken_member_by_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool
+) -> None:
+    """Its times are no whole numbers, so a pax record stands before each member; img2dataset's tars are its."""
+    import webdataset as wds
+
+    (tmp_path / "pool").mkdir()
+    writer = wds.TarWriter(str(tmp_path / "pool/00000.tar"), encoder=False)
+    for row in range(12):
+        members = dict(members_of(sample_of(0, row)))
+        writer.write({"__key__": f"{row:09d}", **members})
+    writer.close()
+    assert b"mtime=" in (tmp_path / "pool/00000.tar").read_bytes()
+    pool = adopt(open_pool(tmp_path / "pool"), workers=0)
+    make_selection(pool, [uid_of(0, r) for r in range(12) if r != 5] + [uid_of(0, 7)] * 11)
+
+    def never(*_: object) -> bytes:
+        raise AssertionError("member by member")
+
+    monkeypatch.setattr(copying, "rewritten", never)
+    made(pool, tmp_path / "out", samples_per_shard=7, shuffle=shuffle)
+    found = {key: members for _, key, members in samples(tmp_path / "out")}
+    assert len(found) == 22
+    for row in range(12):
+        for copy in range(0 if row == 5 else 12 if row == 7 else 1):
+            assert found[f"{uid_of(0, row)}-{copy}"] == dict(members_of(sample_of(0, row)))
+    for tar in (tmp_path / "out/shards").glob("*.tar"):
+        with tarfile.open(tar) as opened:
+            assert {(i.mtime, i.uname, i.mode, i.type) for i in opened} == {(0, "", 0o444, tarfile.REGTYPE)}
+
+
 def test_samples_larger_than_the_buffer(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(pool, tmp_path / "one")
     monkeypatch.setattr(copying, "READ", 2000)
