@@ -183,6 +183,32 @@ def test_lanes_without_workers_are_one_after_the_other(tmp_path: Path) -> None:
     assert [r.value for r in results(todo, 0, lanes=2).values()] == [1, 1]
 
 
+def test_threads_of_this_process_run_at_once_and_tick_in_turn(tmp_path: Path) -> None:
+    todo = [Call(str(n), calls.thread, (tmp_path, 3)) for n in range(3)]
+    found = [r.value for r in results(todo, 0, threads=3).values()]
+    assert {pid for pid, _, _ in found} == {os.getpid()}
+    assert not any(main for _, main, _ in found)
+    told: list[int] = []
+
+    def tick(done: int, failed: int = 0, news: Mapping[str, float] | None = None) -> None:
+        before = len(told)
+        time.sleep(0.001)
+        assert len(told) == before  # nobody else was here meanwhile
+        told.append(done)
+
+    squares = [Call(str(n), calls.square, (n,)) for n in range(20)]
+    assert {i: r.value for i, r in results(squares, 0, tick, threads=4).items()} == {n: n * n for n in range(20)}
+    assert len(told) == 20
+
+
+def test_threads_end_what_they_are_at_and_begin_no_more(tmp_path: Path) -> None:
+    todo = [Call(str(n), calls.crowd, (tmp_path, str(n), {}, 0.05)) for n in range(8)]
+    ran = run(todo, workers=0, threads=2, tick=Counter())
+    next(ran)
+    ran.close()
+    assert len(list(tmp_path.iterdir())) < 8
+
+
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_many_threads_may_talk(lanes: int, caplog: pytest.LogCaptureFixture) -> None:
     tick = Counter()
