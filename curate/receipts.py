@@ -33,8 +33,7 @@ FORMAT = 1
 RECEIPTS = "_receipts"
 CHUNK = 1 << 20
 AT_ONCE = 1 << 16
-"""Calls end at multiples of this. For larger pieces of a file the kernel takes memory of larger pages, which on a
-virtual machine is often memory that it has to ask for: up to seven times the time."""
+"""Calls end at multiples of this: for more the kernel takes larger pages, which virtual machines are slow to get."""
 BESIDE = 1 << 20
 """Bytes from which another thread hashes while this one writes."""
 AHEAD = 8 << 20
@@ -188,9 +187,9 @@ def check_format(raw: Mapping[str, Any], path: Path) -> None:
 
 @cache
 def _hashers() -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor as Threads
+    from concurrent import futures
 
-    return Threads(len(os.sched_getaffinity(0)), thread_name_prefix="sha256")
+    return futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="sha256")
 
 
 class _Raw(io.RawIOBase):
@@ -215,13 +214,10 @@ class _Raw(io.RawIOBase):
             return len(view)
         beside = _hashers().submit(self.hash.update, view) if len(view) >= BESIDE else None
         done = 0
-        while done < len(view):
-            with disk(self.path):
+        with disk(self.path):
+            while done < len(view):
                 done += _write(self.fd, view[done : done + AT_ONCE - (self.size + done) % AT_ONCE])
-        if beside is None:
-            self.hash.update(view)
-        else:
-            beside.result()
+        beside.result() if beside else self.hash.update(view)
         self.size += done
         self._hurry()
         return done
