@@ -313,7 +313,7 @@ class Left(Protocol):
 
     @property
     def pool_n(self) -> int:
-        """How many the pool has."""
+        """How many the pool has; with `--scale`, how many are in the scale's pool."""
 
     @property
     def uids(self) -> npt.NDArray[np.void]:

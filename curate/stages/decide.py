@@ -15,13 +15,20 @@ from curate.filter_api import Draw, Sampler
 from curate.plugins import blamed
 from curate.pool import Part
 from curate.recipe import Recipe, Rule
-from curate.stages.decisions import MOST_COPIES, Decisions, Taken, numbers
+from curate.stages.decisions import (
+    MACHINE_RULES,
+    MOST_COPIES,
+    OUTSIDE,
+    SAME_UID,
+    SCALE,
+    Decisions,
+    Taken,
+    numbers,
+    pool_size,
+)
 from curate.stages.figures import SamplesLeft
 from curate.stages.judging import Compute, judge
 from curate.stages.samples import Mask, Samples
-
-SAME_UID = "same_uid"
-OUTSIDE = "outside_scale"
 
 
 def decide(
@@ -40,8 +47,8 @@ def decide(
     decisions = Decisions(samples)
     left = samples.n
     if inside is not None and not inside.all():
-        decisions.take(~inside, "scale", OUTSIDE)
-        decisions.book("scale", "scale", {}, left)
+        decisions.take(~inside, SCALE, OUTSIDE)
+        decisions.book(SCALE, SCALE, {}, left)
         left = int(decisions.funnel[-1]["left"])
     if not recipe.keep_same_uid:
         left = _drop_same_uid(decisions, left)
@@ -60,7 +67,7 @@ def decide(
 
 
 def _unique_name(name: str, decisions: Decisions, number: int) -> str:
-    return name if name not in decisions.rules.words else f"{name}#{number + 1}"
+    return name if name not in (*MACHINE_RULES, *decisions.rules.words) else f"{name}#{number + 1}"
 
 
 def _drop_same_uid(decisions: Decisions, left: int) -> int:
@@ -82,7 +89,7 @@ def _drop_same_uid(decisions: Decisions, left: int) -> int:
 def _draw(decisions: Decisions, rule: Rule, name: str) -> dict[str, Any]:
     samples, sampler = decisions.samples, cast(Sampler, rule.filter)
     needs = rule.needs
-    left = SamplesLeft(samples, needs, decisions.left)
+    left = SamplesLeft(samples, needs, decisions.left, pool_size(decisions.funnel, samples.n))
     if not left.n:
         return {}
     with blamed(rule.name, InputError):

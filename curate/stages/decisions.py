@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,18 @@ import polars as pl
 from curate.stages.samples import Mask, Samples
 
 MOST_COPIES = np.iinfo(np.uint16).max
+
+SCALE, SAME_UID = "scale", "same_uid"
+MACHINE_RULES = (SCALE, SAME_UID)
+"""What stands in a rule's place where the machine itself drops samples: those outside of the scale's pool, and
+further rows of one uid. No rule of a recipe is called so."""
+OUTSIDE = "outside_scale"
+"""Why a sample outside of the scale's pool is dropped."""
+
+
+def pool_size(funnel: Sequence[Mapping[str, Any]], samples: int) -> int:
+    """How many a fraction of the pool is of: all `samples` or, if there is a scale, those in its pool."""
+    return int(funnel[0]["left"]) if funnel and funnel[0]["rule"] == SCALE else samples
 
 
 class Words:
@@ -51,6 +63,7 @@ class Taken:
 
 
 def counted(numbers: npt.NDArray[np.int16]) -> Counter[int]:
+    """How often each number stands there, -1 (none) left out."""
     counts = np.bincount(numbers + 1)[1:]  # -1 is none
     return Counter({i: int(n) for i, n in enumerate(counts) if n})
 

@@ -118,17 +118,14 @@ class PoolFigures:
 class SamplesLeft:
     """`filter_api.Left`: the rows that are left, in uid order."""
 
-    def __init__(self, samples: Samples, needs: Sequence[Need], left: Mask) -> None:
+    def __init__(self, samples: Samples, needs: Sequence[Need], left: Mask, pool_n: int | None = None) -> None:
         self.samples, self.needs, self._left = samples, needs, left
+        self.pool_n = samples.n if pool_n is None else pool_n
         self.rows: npt.NDArray[np.int64] = samples.order[left[samples.order]].astype(np.int64)
 
     @property
     def n(self) -> int:
         return len(self.rows)
-
-    @property
-    def pool_n(self) -> int:
-        return self.samples.n
 
     @property
     def uids(self) -> npt.NDArray[np.void]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from curate import __version__, disk, receipts, runner, scales, selection, uids
+from curate import __version__, disk, receipts, runner, scales, selection, uid_files, uids
 from curate.engines import local
 from curate.errors import CurateError, InputError, PartError
 from curate.filter_api import Column, Score, Scorer, Similarity
@@ -24,7 +23,7 @@ from curate.recipe import Recipe
 from curate.selection import STAGE, VERSION, WHOLE, Selection
 from curate.shards import table_bytes
 from curate.stages import decide, joint, needs
-from curate.stages.decisions import Decisions, Words
+from curate.stages.decisions import OUTSIDE, SAME_UID, SCALE, Decisions, Words
 from curate.stages.needs import Means, Work
 from curate.stages.samples import Ahead, Mask, PoolFacts, Samples, checked_vectors, similarity_source
 
@@ -324,8 +323,8 @@ def _inside(samples: Samples, request: Request) -> Mask | None:
 def _sentences(recipe: Recipe, decisions: Decisions) -> dict[str, dict[str, str]]:
     """Rule to reason to sentence, the settings already filled in; {value} and {of} are left to fill."""
     said: dict[str, dict[str, str]] = {
-        decide.SAME_UID: {decide.SAME_UID: "another sample of the pool has this uid"},
-        "scale": {decide.OUTSIDE: "outside of the scale's pool"},
+        SAME_UID: {SAME_UID: "another sample of the pool has this uid"},
+        SCALE: {OUTSIDE: "outside of the scale's pool"},
     }
     names = iter([line["rule"] for line in decisions.funnel if line["rule"] not in said])
     for step in recipe:
@@ -399,10 +398,15 @@ def _of(decisions: Decisions, span: slice) -> pa.Array:
     if decisions.of is None:
         return pa.nulls(span.stop - span.start, pa.binary())
     rows = decisions.of[span]
-    pairs = decisions.samples.uids[np.maximum(rows, 0)]
-    octets = np.stack([pairs["f0"], pairs["f1"]], axis=1).astype(">u8").view("S16").ravel()
-    held = [bytes(o.ljust(16, b"\0")) if r >= 0 else None for r, o in zip(rows, octets, strict=True)]
-    return pa.array(held, pa.binary())
+    named = rows >= 0
+    pairs = decisions.samples.uids[rows[named]]
+    octets = np.stack([pairs["f0"], pairs["f1"]], axis=1).astype(">u8")
+    ends = np.zeros(len(rows) + 1, dtype=np.int32)
+    np.cumsum(named, out=ends[1:])
+    valid = pa.py_buffer(np.packbits(named, bitorder="little"))
+    return pa.Array.from_buffers(
+        pa.binary(), len(rows), [valid, pa.py_buffer(ends * octets.itemsize * 2), pa.py_buffer(octets)]
+    )
 
 
 def _write_uids(output: receipts.Output, samples: Samples, decisions: Decisions) -> None:
@@ -413,9 +417,5 @@ def _write_uids(output: receipts.Output, samples: Samples, decisions: Decisions)
     if decisions.copies.max(initial=1) > 1:
         pairs = np.repeat(pairs, decisions.copies[decisions.copies > 0][order])
     sink = output.open("uids.npy")
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": pairs.dtype.descr, "fortran_order": False, "shape": pairs.shape}
-    )
-    sink.write(header.getvalue())
-    sink.write(np.ascontiguousarray(pairs).view(np.uint8).data)
+    for piece in uid_files.pieces("npy", pairs):
+        sink.write(piece)

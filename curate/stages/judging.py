@@ -15,7 +15,7 @@ from curate.filter_api import Judge, Score, Scorer
 from curate.plugins import blamed
 from curate.pool import Part, reading
 from curate.recipe import Group, Rule, Step
-from curate.stages.decisions import Decisions, Taken, counted, numbers, put
+from curate.stages.decisions import Decisions, Taken, counted, numbers, pool_size, put
 from curate.stages.figures import PoolFigures
 from curate.stages.samples import Mask
 
@@ -171,10 +171,8 @@ def _make_ready(
 ) -> tuple[_Ready, dict[str, Any]]:
     judge_ = cast(Judge, rule.filter)
     mask = decisions.left if rule.among == "left" else ranked
-    base = before
-    if (rule.of or rule.among) == "pool":
-        scaled = bool(decisions.funnel) and decisions.funnel[0]["rule"] == "scale"
-        base = int(decisions.funnel[0]["left"]) if scaled else decisions.samples.n
+    of_pool = (rule.of or rule.among) == "pool"
+    base = pool_size(decisions.funnel, decisions.samples.n) if of_pool else before
     with blamed(rule.name, InputError):
         figures = PoolFigures(decisions.samples, rule.needs, mask, base, ask=asking.columns)
         ready = _Ready(rule, judge_.keep(figures), judge_.values())

@@ -22,6 +22,7 @@ from curate.pool import Part, Pool
 from curate.recipe import Group, Rule, Step, parse_step, rule_names
 from curate.selection import Selection
 from curate.stages import score
+from curate.stages.decisions import MACHINE_RULES
 from curate.stages.joint import samples_of
 from curate.stages.samples import Samples
 
@@ -31,8 +32,6 @@ ROWS = 2_000_000
 """Samples that charts and examples are of; of a larger pool whole parts are drawn."""
 VALUE = "value"
 """The column of the readings that are known of dropped samples alone."""
-MACHINE_RULES = ("scale", "same_uid")
-"""Lines of a funnel that stand for no rule of the recipe."""
 _LIMIT_NAME = re.compile(r"(^|_)(min|max|least|most|threshold|limit)(_|$)")
 _FIELD = re.compile(r"\{(\w+)")
 

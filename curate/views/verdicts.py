@@ -20,9 +20,10 @@ from curate.plugins import blamed
 from curate.pool import Part, Pool
 from curate.recipe import Group, Rule, Step
 from curate.selection import Selection
+from curate.stages.decisions import MACHINE_RULES, pool_size
 from curate.stages.joint import samples_of
 from curate.views import evidence
-from curate.views.evidence import MACHINE_RULES, RuleEvidence
+from curate.views.evidence import RuleEvidence
 from curate.views.examples import sentence
 
 if TYPE_CHECKING:
@@ -199,8 +200,7 @@ class _Asked:
         """What the judge's fractions were of."""
         if (member.of or member.among) == "left":
             return int(rule.line["in"])
-        first = self.selection.funnel[0]
-        return int(first["left"] if first["rule"] == "scale" else self.selection.counts["samples"])
+        return pool_size(self.selection.funnel, self.selection.counts["samples"])
 
 
 def _condition(rule: RuleEvidence | None, reason: str, says: str, value: float | None) -> dict[str, Any]:

@@ -177,6 +177,46 @@ def test_a_scale_larger_than_the_pool_takes_all(tmp_path: Path, toy: scales.Scal
     assert outcome.selection.counts["kept"] == 10
 
 
+@pytest.mark.parametrize("rule", ["random:fraction=0.25,of=pool", "clipscore:top=0.25,among=left,of=pool"])
+def test_with_a_scale_fractions_of_the_pool_are_of_its_pool(tmp_path: Path, toy: scales.Scale, rule: str) -> None:
+    make_metadata(tmp_path, rows([i / 50 for i in range(50)]))
+    outcome = run(tmp_path, "random:n=18", rule, scale="toy")
+    check(tmp_path, outcome)
+    assert [line["left"] for line in outcome.selection.funnel] == [20, 18, 5]
+
+
+def test_a_rule_file_may_be_called_as_what_the_machine_drops(tmp_path: Path) -> None:
+    make_metadata(tmp_path, rows([i / 10 for i in range(10)]))
+    rule = tmp_path / "scale.py"
+    rule.write_text(
+        """
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import polars as pl
+
+from curate.filter_api import Column, Judge
+
+
+@dataclass(frozen=True)
+class Long(Judge):
+    reasons: ClassVar[Mapping[str, str]] = {"short": "the url is short"}
+
+    def needs(self):
+        return [Column("url")]
+
+    def keep(self, pool):
+        return {"short": pl.col("url") != "http://images.test/3.jpg"}
+"""
+    )
+    outcome = run(tmp_path, str(rule), "clipscore:top=0.5,among=left,of=pool")
+    check(tmp_path, outcome)
+    assert [line["rule"] for line in outcome.selection.funnel] == ["scale#1", "clipscore"]
+    assert outcome.selection.raw["sentences"]["scale#1"]["short"] == "the url is short"
+    assert outcome.selection.counts["kept"] == 5  # of the 10 of the pool, not of the 9 that the rule left
+
+
 # --- judges -----------------------------------------------------------------------------------------------
 
 
