@@ -295,7 +295,7 @@ class Figures(Protocol):
     def reached(self, files: Sequence[File], table: File) -> npt.NDArray[np.int64]:
         """The rows of `table` that are closest, as `closest` says it, to a vector in one of `files`: ascending.
 
-        Worked out once for these contents, on a GPU where there is one, then kept beside the assets. Raises
+        Worked out once for these contents, on the command's `--device`, then kept beside the assets. Raises
         InputError for files without vectors, or with vectors of another width.
         """
 

@@ -199,7 +199,7 @@ def _kept(pool: Pool, samples: Samples, recipe: Recipe, means: Means, allow: All
     def compute(scorer: Scorer, rows: Mapping[str, Mask]) -> None:
         score.score_some(pool, scorer, rows, device=means.device, workers=means.workers).raise_failed()
 
-    return decide.decide(samples, recipe, compute=compute).left
+    return decide.decide(samples, recipe, compute=compute, device=means.device).left
 
 
 def _with_vectors(samples: Samples, source: vectors.VectorSource, kept: Mask) -> tuple[Int64, Blocks]:

@@ -38,11 +38,13 @@ def decide(
     texts: Sequence[str] | None = None,
     inside: Mask | None = None,
     compute: Compute | None = None,
+    device: str = "auto",
 ) -> Decisions:
     """The decision of `recipe` on every sample; `inside` is the scale's pool, outside of which all is dropped.
 
     `texts` are the rules as their user wrote them, for the funnel. `compute` is called for scores that may be
     had for some rows only, with those that a rule has yet to decide on; without it they are taken as they are.
+    `device` is where figures are worked out that are worth a GPU.
     """
     decisions = Decisions(samples)
     left = samples.n
@@ -59,7 +61,7 @@ def decide(
         if isinstance(step, Rule) and isinstance(step.filter, Sampler):
             notes = _draw(decisions, step, name)
         else:
-            notes, taken = judge(decisions, step, name, ranked, left, compute)
+            notes, taken = judge(decisions, step, name, ranked, left, compute, device)
         sources = samples.sources([n for rule in step.rules for n in rule.needs])
         decisions.book(name, texts[number] if texts else step.text, sources | notes, left, taken)
         left = int(decisions.funnel[-1]["left"])

@@ -35,6 +35,8 @@ class PoolFigures:
     notes: dict[str, Any] = field(default_factory=dict)
     ask: Ask = _nothing_to_ask
     """Has the scores of these columns computed for these rows, where they are not yet."""
+    device: str = "auto"
+    """Where `reached` is worked out."""
 
     def _values(self, value: pl.Expr) -> Any:
         """The values of the rows that rank, as the file's kind of number."""
@@ -81,7 +83,7 @@ class PoolFigures:
     def reached(self, files: Sequence[File], table: File) -> npt.NDArray[np.int64]:
         from curate.vectors import reached as search
 
-        found = search.reached([(f.path, f.sha256) for f in files], (table.path, table.sha256))
+        found = search.reached([(f.path, f.sha256) for f in files], (table.path, table.sha256), self.device)
         self.notes["centroids with targets"] = len(found)
         return found
 

@@ -263,7 +263,9 @@ def _make(
         means = request.means
         failed.update(joint.score_some(pool, scorer, rows, device=means.device, workers=means.workers))
 
-    decisions = decide.decide(samples, recipe, texts=texts, inside=inside, compute=compute)
+    decisions = decide.decide(
+        samples, recipe, texts=texts, inside=inside, compute=compute, device=request.means.device
+    )
     for line in decisions.funnel:
         if line["in"] and sum(line["unjudged"].values()) == line["in"]:
             causes = ", ".join(line["unjudged"])

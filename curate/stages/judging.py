@@ -54,18 +54,24 @@ class _View:
 
 
 def judge(
-    decisions: Decisions, step: Step, name: str, ranked: Mask, before: int, compute: Compute | None
+    decisions: Decisions,
+    step: Step,
+    name: str,
+    ranked: Mask,
+    before: int,
+    compute: Compute | None,
+    device: str = "auto",
 ) -> tuple[dict[str, Any], Taken]:
     """Decide on every sample that is left, by a judge or a group of judges; the figures it rests on, and counts.
 
-    `ranked` are the rows that figures are taken over, `before` is how many are left.
+    `ranked` are the rows that figures are taken over, `before` is how many are left; `device` as for `decide`.
     """
     samples = decisions.samples
     ready: dict[int, _Ready] = {}
     notes: dict[str, Any] = {}
     for rule in step.rules:
         asking = _Asking(decisions, rule, compute)
-        ready[id(rule)], noted = _make_ready(decisions, rule, ranked, before, asking)
+        ready[id(rule)], noted = _make_ready(decisions, rule, ranked, before, asking, device)
         asking.in_turn(ready[id(rule)])
         notes |= noted if len(step.rules) == 1 else {f"{rule.name} {k}": v for k, v in noted.items()}
     needs = [n for rule in step.rules for n in rule.needs]
@@ -167,14 +173,14 @@ class _Asking:
 
 
 def _make_ready(
-    decisions: Decisions, rule: Rule, ranked: Mask, before: int, asking: _Asking
+    decisions: Decisions, rule: Rule, ranked: Mask, before: int, asking: _Asking, device: str
 ) -> tuple[_Ready, dict[str, Any]]:
     judge_ = cast(Judge, rule.filter)
     mask = decisions.left if rule.among == "left" else ranked
     of_pool = (rule.of or rule.among) == "pool"
     base = pool_size(decisions.funnel, decisions.samples.n) if of_pool else before
     with blamed(rule.name, InputError):
-        figures = PoolFigures(decisions.samples, rule.needs, mask, base, ask=asking.columns)
+        figures = PoolFigures(decisions.samples, rule.needs, mask, base, ask=asking.columns, device=device)
         ready = _Ready(rule, judge_.keep(figures), judge_.values())
     for what, answer in (("keep", ready.keep), ("values", ready.values)):
         if not isinstance(answer, dict) or not all(isinstance(e, pl.Expr) for e in answer.values()):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 
+from curate import devices
 from curate import recipe as recipes
 from curate.errors import InputError
 from curate.filter_api import Column, File, Score, settings_of
@@ -22,6 +23,7 @@ from curate.filters.image_based import ImageBased
 from curate.pool import Pool, open_pool
 from curate.stages import score
 from curate.stages.filter import Outcome, Request, filter_pool
+from curate.stages.needs import Means
 from curate.vectors import reached as reached_module
 from tests.commands.cli import curate
 from tests.pools import make_metadata
@@ -446,3 +448,24 @@ def test_what_is_kept_is_explained_and_what_is_not_kept_is_not_worked_out(
     told = curate("explain", uid, "--pool", tmp_path / "pool", "--json").json["rows"][0]["selection"]["rules"][-1]
     assert told["conditions"] == []
     assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize(("device", "used"), [("cpu", "cpu"), ("auto", "cuda")])
+def test_targets_are_worked_out_on_the_commands_device(
+    tmp_path: Path, files: tuple[File, File], device: str, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def closest(table: Array, device: str) -> Any:
+        seen.append(device)
+        return exact(table)
+
+    exact = reached_module.closest
+    monkeypatch.setattr(reached_module, "closest", closest)
+    monkeypatch.setattr(reached_module, "_device", lambda products: "cuda")
+    pool = make_pool(tmp_path / "pool", 30, 5)
+    rule = f"image_based:language=,centroids={files[0].path},targets={files[1].path}"
+    request = Request(recipes.compose([rule], []), means=Means(device))
+    monkeypatch.setattr(devices, "best", lambda: "cpu")
+    filter_pool(pool, request, allow=lambda work: None)
+    assert seen == [used]
