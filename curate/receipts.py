@@ -33,7 +33,7 @@ FORMAT = 1
 RECEIPTS = "_receipts"
 CHUNK = 1 << 20
 AT_ONCE = 1 << 16
-"""Calls end at multiples of this: for more the kernel takes larger pages, which virtual machines are slow to get."""
+"""Calls end at multiples of this: for more the kernel takes larger pages, which virtual machines get slowly."""
 BESIDE = 1 << 20
 """Bytes from which another thread hashes while this one writes."""
 AHEAD = 8 << 20
