@@ -22,13 +22,13 @@ Neither opens a path, loops over parts, prints, or catches what it does not unde
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, is_dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from curate.errors import InputError, SampleError, no_such
+from curate.errors import InputError, SampleError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +64,7 @@ __all__ = [
     "chance",
     "closest",
     "components",
+    "fraction_of",
     "setting",
     "settings_of",
     "text_encoder",
@@ -90,17 +91,10 @@ class File:
     @classmethod
     def at(cls, path: str | Path) -> File:
         """The file at `path`, hashed. Raises InputError where it cannot be read."""
+        from curate.assets.check import hashed
+
         path = Path(path).expanduser()
-        try:
-            with path.open("rb") as stream:
-                digest = hashlib.sha256()
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        except FileNotFoundError as error:
-            raise no_such(path, "file") from error
-        except OSError as error:
-            raise InputError(str(path), f"cannot be read ({error.strerror or error})") from error
-        return cls(path, digest.hexdigest())
+        return cls(path, hashed(path))
 
     def read_text(self) -> str:
         """The file's text, UTF-8. Raises InputError where it is not."""
@@ -458,6 +452,11 @@ def components(n: int, *pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
 
     i, j = (np.concatenate(side) for side in zip(*pairs, strict=True))
     return found.components(n, i, j)
+
+
+def fraction_of(n: int, fraction: float) -> int:
+    """floor(fraction * n), by the decimal that was written: of 100, 0.29 is 29, where floating point says 28."""
+    return int(Fraction(str(fraction)) * n)
 
 
 def chance(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float64]:

@@ -29,8 +29,8 @@ WHOLE = "selection"
 LONGEST = 120
 """Bytes of a selection's name."""
 AGAIN = "run the same curate filter again"
-_TAKEN = (".json", ".tmp", ".lock", ".npy", ".bin", ".memmap", ".parquet", ".txt")
-"""Ends of names that are files: beside selections, or uid lists in their place."""
+_FILES = (".json", ".tmp", ".lock")
+"""Ends of the names of files beside selections."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Selection:
         path = self.folder / "uids.npy"
         try:
             mapped: npt.NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise PartError(str(path), f"cannot be read ({error})", hint=AGAIN) from error
         return mapped
 
@@ -110,8 +110,10 @@ def names(layout: Layout) -> list[str]:
 
 def check_name(name: str) -> None:
     """Raise InputError for a name that cannot be that of a selection's folder."""
+    from curate.uid_files import FORMS  # files of these names are uid lists, in a selection's place
+
     plain = name != "" and name == Path(name).name and name.isprintable() and not name.startswith((".", "_"))
-    if not plain or name.endswith(_TAKEN) or len(name.encode()) > LONGEST:
+    if not plain or name.lower().endswith((*_FILES, *FORMS)) or len(name.encode()) > LONGEST:
         raise InputError(
             "--name",
             f"a selection cannot be called {name!r}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,9 @@ _STORAGES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
+
+_NUMBERS = re.compile(r"[fiub][1-8]")
+"""numpy's codes of types that are plain numbers."""
 
 Bytes = Callable[[str], npt.NDArray[np.uint8]]
 """The bytes of a member of the zip by its name, mapped if they can be."""
@@ -128,7 +132,7 @@ class _Dtype:
         self._order = state[1]
 
     def __call__(self) -> np.dtype[Any]:
-        if self._code[:1] not in "fiub" or self._order not in "<>|=":
+        if not _NUMBERS.fullmatch(self._code) or self._order not in ("<", ">", "|", "="):
             raise ValueError(f"an array of {self._code!r}")
         return np.dtype(f"{self._order}{self._code}")
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
-from curate.filter_api import Facts, Figures, Judge, Need, Similarity, setting
+from curate.filter_api import Facts, Figures, Judge, Need, Similarity, fraction_of, setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +53,6 @@ class ClipScore(Judge):
             raise ValueError(f"min is a cosine, -1..1 (found {self.min})")
         if self.top is not None and not 0 < self.top <= 1:
             raise ValueError(f"top is a fraction over 0 and at most 1 (found {self.top})")
-
         if self.model == "":
             raise ValueError("model is ARCH/PRETRAINED, or left out for the pool's (found '')")
 
@@ -75,9 +73,7 @@ class ClipScore(Judge):
         top = _DEFAULT_TOP if self.top is None else self.top
         if self.ties == "datacomp":
             return {"below_top": self._datacomp(pool, similarity, top)}
-        # a fraction means the decimal that was written: floor(0.29 * 100) is 29, not 28
-        n = int(Fraction(str(top)) * pool.n)
-        return {"below_top": pool.top(similarity, n)}
+        return {"below_top": pool.top(similarity, fraction_of(pool.n, top))}
 
     def _datacomp(self, pool: Figures, similarity: pl.Expr, top: float) -> pl.Expr:
         import polars as pl

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import ClassVar
 
-from curate.filter_api import Draw, Left, Need, Sampler, setting
+from curate.filter_api import Draw, Left, Need, Sampler, fraction_of, setting
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class Random(Sampler):
         if self.fraction is None:
             wanted = self.n or 0
         else:
-            # a fraction means the decimal that was written: floor(0.29 * 100) is 29, not 28
-            wanted = int(Fraction(str(self.fraction)) * (left.n if self.of == "left" else left.pool_n))
+            wanted = fraction_of(left.n if self.of == "left" else left.pool_n, self.fraction)
         if wanted >= left.n:
             return Draw(np.ones(left.n, np.uint16), "not_drawn")
         copies = np.zeros(left.n, np.uint16)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from curate.assets.registry import Asset, PublishedFile
-from curate.errors import InputError
+from curate.errors import InputError, no_such
+from curate.receipts import file_sha256
 
 _BLOCK = 1 << 20
 _KINDS = {"sha256": "sha256", "git": "git blob id"}
@@ -58,10 +59,10 @@ def hashed(path: Path) -> str:
     """The sha256 of a file. Raises InputError where it cannot be read."""
     key = _key(path, _state(path), "")
     if key not in _seen:
-        digest = hashlib.sha256()
-        for block in _blocks(path):
-            digest.update(block)
-        _seen[key] = digest.hexdigest()
+        try:
+            _seen[key] = file_sha256(path)
+        except OSError as error:
+            raise _unreadable(path, error) from error
     return _seen[key]
 
 
@@ -79,7 +80,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
             while block := stream.read(_BLOCK):
                 yield block
     except OSError as error:
-        raise InputError(str(path), f"cannot be read ({error.strerror or error})") from error
+        raise _unreadable(path, error) from error
 
 
 def _state(path: Path) -> dict[str, int]:
@@ -87,8 +88,14 @@ def _state(path: Path) -> dict[str, int]:
     try:
         s = path.stat()
     except OSError as error:
-        raise InputError(str(path), f"cannot be read ({error.strerror or error})") from error
+        raise _unreadable(path, error) from error
     return {"size": s.st_size, "mtime_ns": s.st_mtime_ns, "ctime_ns": s.st_ctime_ns, "inode": s.st_ino}
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    if isinstance(error, FileNotFoundError):
+        return no_such(path, "file")
+    return InputError(str(path), f"cannot be read ({error.strerror or error})")
 
 
 def _noted(note: Path, state: dict[str, int], digest: str) -> str | None:

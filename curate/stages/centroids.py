@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from curate import __version__, receipts
-from curate.disk import make_folder
+from curate.disk import nearest
 from curate.errors import InputError
-from curate.filter_api import Scorer, chance
+from curate.filter_api import Scorer, chance, fraction_of
 from curate.pool import Pool, vectors
 from curate.progress import plural, progress, size
 from curate.recipe import Recipe
@@ -168,9 +167,9 @@ def _what(samples: Samples, source: vectors.VectorSource, recipe: Recipe, reques
 def _there(path: Path, beside: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
     """What is said of the centroids that are there, if they are those; None where nothing is, and can be."""
     if not path.exists():
-        make_folder(path.parent)
-        if not os.access(path.parent, os.W_OK):
-            raise InputError(str(path.parent), "cannot be written to", hint="name a file elsewhere: --out")
+        above = nearest(path.parent)
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise InputError(str(above), "cannot be written to", hint="name a file elsewhere: --out")
         return None
     about = receipts.read_json(beside) if beside.is_file() else {}
     changed = receipts.changed(about.get("what", {}), what)
@@ -214,7 +213,7 @@ def _sampled(pairs: npt.NDArray[np.void], request: Request) -> Int64:
     n = len(pairs)
     wanted = n if request.sample is None else min(request.sample, n)
     if request.ratio is not None:
-        wanted = int(Fraction(str(request.ratio)) * n)
+        wanted = fraction_of(n, request.ratio)
     if wanted == n:
         return np.arange(n)
     order = np.argsort(chance(pairs["f0"], pairs["f1"], request.seed), kind="stable")
@@ -278,6 +277,8 @@ def _kmeans(points: Float32, request: Request) -> tuple[Float32, float]:
     index: Any = faiss.IndexFlatL2(dim)
     if request.means.device != "cpu" and faiss.get_num_gpus() > 0:
         index = faiss.index_cpu_to_all_gpus(index)
+    elif request.means.device not in ("auto", "cpu"):
+        log.warning("k-means: this faiss finds no GPU, so --device %s is not for it", request.means.device)
     clustering: Any = faiss.Clustering(dim, request.k)
     clustering.seed = request.seed
     clustering.spherical = False

@@ -31,7 +31,8 @@ def closest(table: Array, device: str = "cpu") -> Closest:
     """A function from vectors to the row of `table` that has the largest inner product with each.
 
     Equal products: the lowest row. As `torch.argmax` has it, a product that is no number is larger than all
-    numbers, so a vector with a NaN in it gets row 0. `table` (rows x dim) must be finite and have a row.
+    numbers, so a vector with a NaN in it gets row 0. `table` (rows x dim) must be finite and have a row. One
+    thread at a time may call the function.
     """
     if device == "cpu":
         return _Search(table, np, None, _CPU_TILE)

@@ -51,7 +51,7 @@ def kept(files: Sequence[str], table: str) -> Int64 | None:
     """The same of files with these sha256, if it has been worked out; else None."""
     try:
         rows = np.load(_place(files, table), allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     return rows if rows.dtype == np.int64 and rows.ndim == 1 else None
 

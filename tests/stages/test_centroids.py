@@ -15,7 +15,7 @@ from curate.errors import InputError, PartError
 from curate.pool import Pool, open_pool
 from curate.stages import centroids as stage
 from curate.stages.centroids import Request, train
-from curate.stages.needs import Work
+from curate.stages.needs import Means, Work
 from tests.commands import cli as command
 from tests.pools import make_metadata
 
@@ -156,6 +156,7 @@ def test_the_same_again_is_read_back_and_another_is_refused(tmp_path: Path) -> N
 
 def test_killed_between_its_two_files_it_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, out = make_pool(tmp_path / "pool"), tmp_path / "new" / "c.npy"
+    out.parent.mkdir()
 
     class Killed(BaseException): ...
 
@@ -181,6 +182,32 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(
     monkeypatch.setattr(stage, "_kmeans", lambda points, request: pytest.fail("it began"))
     with pytest.raises(InputError, match="cannot be written to"):
         run(pool, tmp_path / "c.npy")
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_pool(tmp_path / "pool", files=1)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(stage, "_kmeans", lambda points, request: pytest.fail("it began"))
+    with pytest.raises(InputError, match="file: cannot be written to"):
+        run(pool, tmp_path / "file" / "c.npy")
+
+
+def test_a_refusal_leaves_no_folder(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool", files=1)
+    with pytest.raises(InputError, match="fewer points than centroids"):
+        train(pool, Request(tmp_path / "new" / "c.npy", k=10_000), allow=never)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_gpu_that_faiss_has_not_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(tmp_path / "pool", files=1)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
+    train(pool, Request(tmp_path / "c.npy", k=3, means=Means("cuda:1")), allow=never)
+    assert "this faiss finds no GPU, so --device cuda:1 is not for it" in caplog.text
 
 
 def test_vectors_that_are_not_finite_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -114,6 +114,7 @@ def test_a_folder_that_is_no_pool(here: Path, command: tuple[str, ...]) -> None:
         ("subset --scale debug --selection x", "no selection 'x' (found: none)", "curate filter makes one"),
         ("report --selection ../../x", "no selection '../../x' (found: none)", "curate filter makes one"),
         ("filter --rule random:n=2 --name ../x", "--name: a selection cannot be called '../x'", "no /"),
+        ("filter --rule random:n=2 --name x.NPY", "--name: a selection cannot be called 'x.NPY'", "letters"),
         # lists
         (
             "download --source lst.csv --pool new",
