@@ -162,12 +162,14 @@ class Setting:
 
     @property
     def kind(self) -> str:
-        """Its type for people: `number`, `text`, `file`, `a+b`, ..."""
+        """Its type for people: `number`, `text`, `file`, `a+b`, `file+file`, ..."""
         names = {int: "whole number", float: "number", str: "text", bool: "true|false", File: "file"}
         if self.choices:
             return "|".join(self.choices)
         base = _without_none(self.type)
-        return "a+b" if typing.get_origin(base) is tuple else names.get(base, str(base))
+        if typing.get_origin(base) is tuple:
+            return "file+file" if typing.get_args(base)[0] is File else "a+b"
+        return names.get(base, str(base))
 
 
 def settings(cls: type[Filter]) -> list[Setting]:

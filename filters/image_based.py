@@ -80,6 +80,8 @@ class ImageBased(Judge):
             raise ValueError("model is ARCH/PRETRAINED (found '')")
         if self.captions_only and not (self.language or self.min_tokens or self.min_chars):
             raise ValueError("every condition is off, so it would keep all: leave the rule out")
+        if self.captions_only and (self.scale or self.centroids or self.targets):
+            raise ValueError("captions_only looks at no image: it goes without scale, centroids and targets")
         if self.model != _MODEL and not self.captions_only and not (self.centroids and self.targets):
             raise ValueError(
                 f"centroids and targets are published for {_MODEL} alone: for {self.model} name files of both"

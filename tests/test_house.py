@@ -133,7 +133,12 @@ HEAVY = ("torch", "faiss", "fasttext", "img2dataset", "ray", "polars", "pyarrow"
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--help", "--version", *(f"{name} --help" for name in ("download", "filter", "subset", "rules"))]
+    "arguments",
+    [
+        *("--help", "--version"),
+        *(f"{name} --help" for name in ("download", "filter", "subset", "rules", "explain", "centroids")),
+        *("assets fetch --help", "selection and --help"),
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: str) -> None:
     code = (
@@ -174,19 +179,23 @@ def test_public_names_are_there() -> None:
         _ = curate.nothing
 
 
-def commands() -> list[str]:
-    return [str(info.name or info.callback.__name__) for info in cli.app.registered_commands if info.callback]
+def commands(app: typer.Typer = cli.app, group: str = "") -> list[str]:
+    """Every command, those of groups with their group's name."""
+    own = [f"{group}{info.name or info.callback.__name__}" for info in app.registered_commands if info.callback]
+    groups = [(info.typer_instance, info.name or info.typer_instance.info.name) for info in app.registered_groups]
+    return own + [name for sub, of in groups if sub for name in commands(sub, f"{group}{of} ")]
 
 
 def test_the_commands() -> None:
     promised = {"download", "embed", "score", "filter", "subset", "report", "status", "verify", "rules"}
+    promised |= {"explain", "centroids", "assets fetch", *(f"selection {n}" for n in ("and", "or", "minus"))}
     assert promised <= set(commands())
     assert isinstance(cli.app, typer.Typer)
 
 
 @pytest.mark.parametrize("name", commands())
 def test_help_has_an_example(name: str) -> None:
-    ran = command.curate(name, "--help")
+    ran = command.curate(*name.split(), "--help")
     assert ran.code == 0
     assert re.search(r"Examples?:", ran.out), f"{name} has no example"
     assert f"curate {name}" in ran.out.split("Example")[1]

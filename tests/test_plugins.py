@@ -17,7 +17,8 @@ from curate.plugins import ScorerRef
 from tests.commands.cli import Ran, curate
 from tests.pools import make_metadata, make_pool
 
-NAMES = ["basic", "clipscore", "concepts", "dedup", "nsfw", "random", "watermark"]
+FILTERS = Path(__file__).resolve().parents[1] / "filters"
+NAMES = sorted(p.stem for p in FILTERS.glob("[!_]*.py"))
 
 HEAD = """
 from dataclasses import dataclass
@@ -139,7 +140,8 @@ def test_the_filters_that_come_along() -> None:
         for setting in plugins.settings(cls):
             assert setting.help, f"{name}: {setting.name} has no help"
             assert (
-                setting.kind in ("whole number", "number", "text", "file", "a+b", "true|false") or setting.choices
+                setting.kind in ("whole number", "number", "text", "file", "a+b", "file+file", "true|false")
+                or setting.choices
             )
 
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from curate.cli._common import printable
+from curate.cli._common import SHORT_HELP, printable
 from curate.errors import CurateError, UnknownName
 
 _GROUPS = (
@@ -42,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=SHORT_HELP,
 )
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from curate.pool import Pool
     from curate.pool.layout import Layout
 
+SHORT_HELP = {"help_option_names": ["-h", "--help"]}
+"""The settings of a group of commands."""
+
 PoolOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -56,6 +59,7 @@ AssetOption = Annotated[
     list[str] | None,
     typer.Option("--asset", help="NAME=FILE: take this file for an asset (`curate assets`); repeat for more."),
 ]
+StaleOption = Annotated[bool, typer.Option("--allow-stale", help="Take a selection of an older state of the pool.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Start long work without asking.")]
 
 
@@ -63,7 +67,7 @@ def pool_path(given: Sequence[str | Path] | None) -> Path:
     """The pool's folder: the flag, else `$CURATE_POOL`, else ./pool. Raises InputError for more than one."""
     if given and len(given) > 1:
         found = ", ".join(map(str, given))
-        hint = f"--pool {given[0]}; several at once are for curate filter and curate subset"
+        hint = f"--pool {given[0]}; several at once are for curate filter, subset, selection and explain"
         raise InputError("--pool", f"this command takes one pool (found {len(given)}: {found})", hint=hint)
     return Path(given[0] if given else os.environ.get("CURATE_POOL") or "pool").expanduser()
 

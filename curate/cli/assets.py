@@ -9,9 +9,7 @@ import typer
 from curate.cli import _common as common
 from curate.cli._common import JsonOption
 
-_group = typer.Typer(
-    invoke_without_command=True, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
-)
+_group = typer.Typer(invoke_without_command=True, rich_markup_mode=None, context_settings=common.SHORT_HELP)
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from curate.cli import _common as common
-from curate.cli._common import JsonOption, PoolOption, WorkOption
+from curate.cli._common import JsonOption, PoolOption, StaleOption, WorkOption
 
 NOTES = 12
 """Notes that are printed at most."""
@@ -29,9 +29,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="The page's file; outside of the pool.")] = Path("report.html"),
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Show thumbnails of samples.")] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which samples are shown at random.")] = 0,
-    allow_stale: Annotated[
-        bool, typer.Option("--allow-stale", help="Take a selection of an older state of the pool.")
-    ] = False,
+    allow_stale: StaleOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Write one self-contained HTML page: the funnel, the scores, samples kept and dropped, and why.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curate.cli import _common as common
-from curate.cli._common import JsonOption, PoolsOption, WorkOption
+from curate.cli._common import JsonOption, PoolsOption, StaleOption, WorkOption
 from curate.errors import InputError, PartError
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ ForeignOption = Annotated[
     Path | None, typer.Option("--foreign", help="Write the uids that are not in the pool to this file.")
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse (exit 2) uids that are not in the pool.")]
-StaleOption = Annotated[
-    bool, typer.Option("--allow-stale", help="Take selections that were made of an older state of the pool.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +42,7 @@ def register(app: typer.Typer) -> None:
         "Examples: curate selection and A B --name both; curate selection export A --out a.npy",
         no_args_is_help=True,
         rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=common.SHORT_HELP,
     )
     group.command("list")(list_)
     for how, about in _ABOUT.items():
@@ -83,7 +80,9 @@ _ABOUT = {
 
     curate selection or mine theirs.npy --name either
     """,
-    "minus": """What is in the first and in none of the others, with all its copies. Example:
+    "minus": """What is in the first and in none of the others.
+
+    It keeps all its copies. Example:
 
     curate selection minus mine evaluation.txt --name clean
     """,
@@ -116,7 +115,9 @@ def import_(
     strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Make a selection of a uid list; what is not in the pool is counted and left out. Example:
+    """Make a selection of a uid list.
+
+    What is not in the pool is counted and left out. Example:
 
     curate selection import theirs.npy --name theirs
     """
@@ -130,7 +131,9 @@ def export(
     work: WorkOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Write a selection's uids to a file, in the form that its suffix says. Example:
+    """Write a selection's uids to a file.
+
+    Its suffix says the form. Example:
 
     curate selection export mine --out mine.npy
     """

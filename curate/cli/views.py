@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from curate.cli import _common as common
-from curate.cli._common import JsonOption, PoolOption, PoolsOption, WorkersOption, WorkOption
+from curate.cli._common import JsonOption, PoolOption, PoolsOption, StaleOption, WorkersOption, WorkOption
 from curate.errors import PartError
 
 
@@ -87,9 +87,7 @@ def explain(
     ] = None,
     pool: PoolsOption = None,
     work: WorkOption = None,
-    allow_stale: Annotated[
-        bool, typer.Option("--allow-stale", help="Take a selection of an older state of the pool.")
-    ] = False,
+    allow_stale: StaleOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Say where a sample is, its columns and scores, and what each rule said of it, by what margin.

@@ -5,6 +5,7 @@ Only columns of uids are read of the whole pool; of the rest, the sample's own p
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,8 @@ import numpy as np
 import polars as pl
 
 from curate import uids
-from curate.errors import InputError
-from curate.pool import FAILED, Part, Pool, Shard
+from curate.errors import CurateError, InputError, PartError
+from curate.pool import FAILED, Part, Pool, Shard, reading
 from curate.pool.joint import JointPool
 from curate.pool.names import machine_names
 from curate.progress import plural
@@ -24,6 +25,8 @@ from curate.selection import Selection, check_fresh
 from curate.views.charts import number
 from curate.views.inert import inert, plain_url
 from curate.views.verdicts import DROPS, KEEPS, UNJUDGED, verdict
+
+log = logging.getLogger("curate.explain")
 
 FEWEST_DIGITS = 6
 """Digits of an abbreviated uid."""
@@ -93,11 +96,16 @@ def _find(pool: Pool, text: str) -> tuple[str, list[tuple[Part, int]]]:
             str(pool.layout.root), "has no table with uids yet", hint="the first curate filter or embed makes it"
         )
     found: dict[str, list[tuple[Part, int]]] = {}
+    broken = list(pool.unreadable)
     for part in parts:
-        for row, uid in _rows_with(pool, part, digits):
-            found.setdefault(uid, []).append((part, row))
+        try:
+            for row, uid in _rows_with(pool, part, digits):
+                found.setdefault(uid, []).append((part, row))
+        except PartError as error:
+            log.warning("%s", error)
+            broken.append(part.name)
     if not found:
-        unread = f"; {plural(len(pool.unreadable), 'part')} cannot be read" if pool.unreadable else ""
+        unread = f"; {plural(len(broken), 'part')} cannot be read" if broken else ""
         raise InputError(
             digits,
             f"no sample of {pool.layout.root} has this uid ({pool.n:,} looked at{unread})",
@@ -109,11 +117,13 @@ def _find(pool: Pool, text: str) -> tuple[str, list[tuple[Part, int]]]:
     return next(iter(found.items()))
 
 
-def _rows_with(pool: Pool, part: Part, digits: str) -> Iterator[tuple[int, str]]:
+def _rows_with(pool: Pool, part: Part, digits: str) -> list[tuple[int, str]]:
+    """Row and uid of those whose uid begins so. Raises PartError where the part cannot be read."""
     uid = pl.col("uid").cast(pl.String).str.to_lowercase()
     wanted = uid == digits if len(digits) == 32 else uid.str.starts_with(digits)
-    frame = pool.scan(part, ["uid"]).with_row_index("row").filter(wanted).select("row", uid)
-    yield from frame.collect().iter_rows()
+    frame = pool.scan(part, ["uid"])
+    with reading(frame, part):
+        return frame.with_row_index("row").filter(wanted).select("row", uid).collect().rows()
 
 
 def _places(pool: Pool, uid: str, rows: Sequence[tuple[Part, int]]) -> Iterator[Place]:
@@ -131,11 +141,11 @@ def _in_shards(pool: Pool, uid: str) -> tuple[Shard, int] | None:
     """The first shard whose table has the uid: the one that results are joined by."""
     for shard in pool.shards:
         try:
-            row = next(_rows_with(pool, Part(shard.name, shard.table, shard=shard), uid), None)
-        except (OSError, InputError, pl.exceptions.PolarsError):
+            rows = _rows_with(pool, Part(shard.name, shard.table, shard=shard), uid)
+        except (OSError, CurateError, pl.exceptions.PolarsError):
             continue  # `status` tells of it
-        if row is not None:
-            return shard, row[0]
+        if rows:
+            return shard, rows[0][0]
     return None
 
 

@@ -173,6 +173,7 @@ def test_cheap_conditions_come_first_and_what_is_off_is_not_read(files: tuple[Fi
         ({"model": ""}, "model is ARCH/PRETRAINED"),
         ({"model": "ViT-B-32/openai"}, "for ViT-B-32/openai name files of both"),
         ({"captions_only": True, "language": "", "min_tokens": 0, "min_chars": 0}, "every condition is off"),
+        ({"captions_only": True, "scale": "small"}, "looks at no image"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], what: str) -> None:

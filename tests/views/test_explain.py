@@ -111,6 +111,22 @@ def test_metadata_and_shards_are_joined(here: Path) -> None:
     assert (gone["image"], gone["selection"]["error_code"]) == (None, "not_downloaded")
 
 
+def test_a_part_that_is_damaged_inside_is_said_and_the_others_are_read(here: Path) -> None:
+    for name in "01":
+        rows = [{"uid": name * 31 + f"{n:x}", "url": "u", "text": "x"} for n in range(16)]
+        make_metadata(Path("pool"), rows, name * 32)
+    path = Path("pool/metadata") / f"{'0' * 32}.parquet"
+    whole = bytearray(path.read_bytes())
+    whole[4:40] = b"\xff" * 36  # pages, not the footer
+    path.write_bytes(whole)
+    ran = curate("explain", "1" * 32)
+    assert ran.code == 0
+    assert f"{path}: cannot be read" in ran.err
+    ran = curate("explain", "2" * 32)
+    assert ran.code == 2
+    assert "no sample of pool has this uid (32 looked at; 1 part cannot be read)" in ran.err
+
+
 def test_what_others_wrote_is_harmless(here: Path) -> None:
     row = {"uid": "a" * 32, "text": "red\x1b[31m\u202egnp\n\x07x", "url": "https://u:p@images.test/a?token=s#f"}
     make_metadata(Path("pool"), [row | {"page_url": "https://h.test/p?key=1", "note": "\x1b]0;t\x07"}])
