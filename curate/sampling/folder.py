@@ -167,6 +167,9 @@ class Reader:
     def __getstate__(self) -> dict[str, Any]:
         return {"tars": self.tars, "held": OrderedDict(), "known": set()}
 
+    def __del__(self) -> None:
+        self.close()
+
     def expect(self, row: Row) -> None:
         """Have the disk begin with a sample that is read soon."""
         os.posix_fadvise(self._descriptor(row.tar), row.offset, row.length, os.POSIX_FADV_WILLNEED)

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import gc
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from curate.sampling import __main__ as command
-from tests.sampling.subsets import KEYS, PLACES, content, made, make_chosen
+from tests.sampling.subsets import KEYS, PLACES, TWICE, content, made, make_chosen
 
 
 @pytest.fixture(scope="module")
@@ -91,36 +89,41 @@ def pipe(both: Path) -> str:
     return f"pipe:{shlex.quote(sys.executable)} -m curate.sampling tar {folder} {{00000000..00000003}}.tar"
 
 
-@pytest.mark.filterwarnings("ignore")
+def told_by(script: str, *arguments: str) -> list[str]:
+    """The lines that a Python script prints; in a process of its own, because webdataset leaves its pipes open."""
+    line = [sys.executable, "-W", "ignore", "-c", script, *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+WEBDATASET = """
+import sys
+import webdataset as wds
+
+for sample in wds.WebDataset(sys.argv[1], shardshuffle=False):
+    print(sample["__key__"], len(sample["jpg"]))
+"""
+
+OPEN_CLIP = """
+import sys
+from open_clip_train import data
+from open_clip_train.params import parse_args
+
+data._SAMPLE_SHUFFLE_INITIAL = 5  # for a thousand it starts two hundred processes
+args = parse_args(["--train-data", sys.argv[1], "--train-num-samples", "10", "--batch-size", "5", "--workers", "0",
+                   "--dataset-type", "webdataset", "--dataset-resampled"])
+args.world_size = 1
+info = data.get_wds_dataset(args, lambda image: image.size[0], is_train=True, tokenizer=lambda text: [text])
+for sizes, texts in info.dataloader:
+    print(*texts, sep="\\n")
+"""
+
+
 def test_webdataset_reads_the_pipe(both: Path) -> None:
-    import webdataset as wds
-
-    found = list(wds.WebDataset(pipe(both), shardshuffle=False))
-    gc.collect()  # webdataset leaves its pipes to the collector
-    assert [sample["__key__"] for sample in found] == KEYS
-    assert found[0]["jpg"] == content(*PLACES[0])["jpg"]
+    expected = [len(content(*at)["jpg"]) for at in PLACES for _ in range(2 if at == TWICE else 1)]
+    assert told_by(WEBDATASET, pipe(both)) == [f"{key} {size}" for key, size in zip(KEYS, expected, strict=True)]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_open_clips_own_loader_reads_the_pipe(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from open_clip_train import data
-    from open_clip_train.params import parse_args
-
-    line = ["--train-data", pipe(both), "--train-num-samples", "10", "--batch-size", "5", "--workers", "0"]
-    args = parse_args([*line, "--dataset-type", "webdataset", "--dataset-resampled"])
-    args.world_size = 1
-    monkeypatch.setattr(data, "_SAMPLE_SHUFFLE_INITIAL", 5)  # for a thousand it starts two hundred processes
-
-    def tokens(text: str) -> list[str]:
-        return [text]
-
-    def prepare(image: Any) -> Any:
-        import numpy as np
-
-        return np.asarray(image.resize((8, 8)))
-
-    info = data.get_wds_dataset(args, prepare, is_train=True, tokenizer=tokens)
-    texts = [text for _, batch in info.dataloader for text in batch]
-    gc.collect()
+def test_open_clips_own_loader_reads_the_pipe(both: Path) -> None:
+    texts = told_by(OPEN_CLIP, pipe(both))
     assert len(texts) == 10
     assert set(texts) <= {content(*at)["txt"].decode() for at in PLACES}
