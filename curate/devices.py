@@ -1,7 +1,8 @@
-"""Where heavy arithmetic runs: a GPU if there is one."""
+"""What a computation may use: the cores of this process, a GPU if there is one."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,3 +20,8 @@ def best() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

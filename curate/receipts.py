@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from curate import devices
 from curate.disk import disk, fsync_folder, lock, make_folder, same_file
 from curate.errors import Busy, CurateError, InputError, PartError
 
@@ -189,7 +190,7 @@ def check_format(raw: Mapping[str, Any], path: Path) -> None:
 def _hashers() -> ThreadPoolExecutor:
     from concurrent import futures
 
-    return futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="sha256")
+    return futures.ThreadPoolExecutor(devices.cores(), thread_name_prefix="sha256")
 
 
 class _Raw(io.RawIOBase):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from curate import devices
 from curate.errors import InputError
 
 if TYPE_CHECKING:
@@ -151,22 +152,17 @@ MOST_A_CORE = 16
 """Worker processes; more are a slip of the finger, and would bring the machine down."""
 
 
-def cores() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def workers(given: int | None) -> int:
     """The number of worker processes: the flag, else `$CURATE_WORKERS`, else one a core."""
     what, count = "--workers", given
     if count is None:
         set_ = os.environ.get("CURATE_WORKERS")
         if set_ is None:
-            return cores()
+            return devices.cores()
         if not set_.isdigit():
             raise InputError("$CURATE_WORKERS", f"must be a whole number (found {set_!r})")
         what, count = "$CURATE_WORKERS", int(set_)
-    if count > (most := max(64, MOST_A_CORE * cores())):
+    if count > (most := max(64, MOST_A_CORE * devices.cores())):
         raise InputError(what, f"is more than {most:,}, which is what this machine may bear (found {count:,})")
     return count
 

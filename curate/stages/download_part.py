@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import tempfile
 import time
@@ -13,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from curate import devices
 from curate.disk import disk, make_folder
 from curate.engines.local import keep_freed_memory
 from curate.errors import ERROR_CODES
@@ -81,7 +81,7 @@ def shares(workers: int, parts: int, limits: FetchLimits, connections: int | Non
     Processes know nothing of each other, so what a host may be asked at once is divided among them.
     """
     if workers <= 0:
-        return 0, {"limits": limits, "connections": connections, "threads": len(os.sched_getaffinity(0))}
+        return 0, {"limits": limits, "connections": connections, "threads": devices.cores()}
     fetchers = max(1, min(workers // DECODERS_A_FETCHER, parts, limits.per_host))
     return fetchers, {
         "limits": replace(limits, per_host=limits.per_host // fetchers),

@@ -118,7 +118,7 @@ def load(spec: ModelSpec, device: str, precision: str) -> Model:
     """The model, on all cores of this process where it is not on a GPU."""
     torch = _torch()
     # the number of threads may decide the last bit of a vector: it depends on the machine alone
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(devices.cores())
     return models.load(spec, device=device, precision=precision)
 
 

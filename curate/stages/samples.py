@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from curate import uids
+from curate import devices, uids
 from curate.errors import InputError, PartError
 from curate.filter_api import Column, Need, Neighbours, Score, Scorer, Similarity, Vectors
 from curate.pool import FAILED, Part, Pool, vectors
@@ -105,7 +104,7 @@ class Ahead(Generic[Of, Made]):
 
     def __init__(self, count: int, prepare: Callable[[int], Of], work: Callable[[Of], Made]) -> None:
         self.count, self.prepare, self.work = count, prepare, work
-        self.threads = min(len(os.sched_getaffinity(0)), MOST_THREADS, count)
+        self.threads = min(devices.cores(), MOST_THREADS, count)
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
         self._begun: dict[int, Future[Made]] = {}
         self._next = 0

@@ -55,7 +55,7 @@ class Blocks:
         for path in paths:
             try:
                 part = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise InputError(str(path), f"is not an array that can be mapped ({error})") from error
             if part.ndim != 2 or part.dtype not in (np.float16, np.float32):
                 raise InputError(

@@ -6,7 +6,6 @@ change a bit of it.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from curate import devices
+
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -23,11 +24,6 @@ R = TypeVar("R")
 
 ROWS = 4096
 """Rows in one cut of work."""
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers:
@@ -57,7 +53,7 @@ def workers(threads: int | None = None) -> Iterator[Workers]:
     """A pool of `threads` threads (default: the cores of this process)."""
     import faiss
 
-    count = threads or cores()
+    count = threads or devices.cores()
     with ThreadPoolExecutor(count, "vectors", initializer=lambda: faiss.omp_set_num_threads(1)) as pool:
         yield Workers(pool, count)
 
