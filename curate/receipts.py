@@ -215,10 +215,15 @@ class _Raw(io.RawIOBase):
             return len(view)
         beside = _hashers().submit(self.hash.update, view) if len(view) >= BESIDE else None
         done = 0
-        with disk(self.path):
-            while done < len(view):
-                done += _write(self.fd, view[done : done + AT_ONCE - (self.size + done) % AT_ONCE])
-        beside.result() if beside else self.hash.update(view)
+        try:
+            with disk(self.path):
+                while done < len(view):
+                    done += _write(self.fd, view[done : done + AT_ONCE - (self.size + done) % AT_ONCE])
+        finally:
+            if beside:  # also where the disk refused: the bytes are only lent, and gone when this returns
+                beside.result()
+        if not beside:
+            self.hash.update(view)
         self.size += done
         self._hurry()
         return done

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -251,6 +252,31 @@ def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert error.value.exit_code == 1
     assert "make room" in (error.value.hint or "")
     assert names(tmp_path) == []
+
+
+def test_a_write_that_fails_does_not_return_before_its_bytes_are_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are only lent: whoever wrote them may let go of them then."""
+    ends = []
+    failed = threading.Event()
+
+    class Slow:
+        def update(self, data: Any) -> None:
+            failed.wait(5)
+            ends.append(len(data))
+
+    def full(*_: Any) -> int:
+        failed.set()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    raw = receipts._open_temporary(tmp_path / "a.bin")
+    monkeypatch.setattr(receipts, "_write", full)
+    monkeypatch.setattr(raw, "hash", Slow())
+    with pytest.raises(StopError):
+        raw.write(b"x" * receipts.BESIDE)
+    assert ends == [receipts.BESIDE]
+    raw.close()
 
 
 def test_a_place_that_refuses_is_the_users_affair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
