@@ -74,6 +74,11 @@ class Pool:
         return Part(path.stem, path, derived if derived.is_file() else None, npz if npz.is_file() else None)
 
     @property
+    def folders(self) -> str:
+        """Where the pool lies, for messages: its folder, or all of several pools."""
+        return str(self.layout.root)
+
+    @property
     def joined(self) -> bool:
         """Whether samples are rows of metadata, so that results per shard are joined by uid."""
         return bool(self.parts) and self.parts[0].shard is None

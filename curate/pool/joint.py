@@ -72,6 +72,11 @@ class JointPool(Pool):
         return [shard for pool in self.members.values() for shard in pool.shards]
 
     @property
+    def folders(self) -> str:
+        """The folders of all members."""
+        return ", ".join(pool.folders for pool in self.members.values())
+
+    @property
     def joined(self) -> bool:
         """Whether the samples of every member are rows of metadata."""
         return all(pool.joined for pool in self.members.values())

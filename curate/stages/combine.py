@@ -145,7 +145,7 @@ def _in_pool(pool: Pool, request: Request, made: Made) -> Made:
     outside = whole.outside(samples_of(pool).over(lambda _, part: part, pool.uids))
     foreign = whole.uids[outside]
     if outside.all():
-        what = f"none of its {plural(len(foreign), 'uid')} is in {pool.layout.root}"
+        what = f"none of its {plural(len(foreign), 'uid')} is in {pool.folders}"
         raise InputError(whole.name, what, hint="--pool DIR names another pool")
     if len(foreign):
         _list_foreign(request, foreign, whole, pool)
@@ -167,7 +167,7 @@ def _list_foreign(request: Request, foreign: Pairs, whole: UidList, pool: Pool) 
     """Write the uids that are not in the pool where that was asked for, and say how many they are."""
     if request.foreign is not None:
         uid_files.write(request.foreign, foreign)
-    said = f"{len(foreign):,} of its {plural(len(whole.uids), 'uid')} are not in {pool.layout.root}"
+    said = f"{len(foreign):,} of its {plural(len(whole.uids), 'uid')} are not in {pool.folders}"
     if request.strict:
         raise InputError(
             whole.name, said, hint="without --strict the others are taken; --foreign FILE.txt lists these"

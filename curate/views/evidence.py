@@ -314,12 +314,16 @@ def _range(values: pl.Series) -> tuple[float, float] | None:
 
 
 def _candidates(filter_: Filter, reason: str, figure: object) -> list[tuple[str, float]]:
-    """Numbers that may be the threshold: the one worked out, else settings in the sentence or named as limits."""
+    """Numbers that may be the threshold: the one worked out, else settings in the sentence or named as limits.
+
+    A limit that the sentence of another reason has is that one's.
+    """
     if isinstance(figure, float):
         return [("threshold", figure)]
-    named = set(_FIELD.findall(filter_.reasons[reason]))
+    named = {why: set(_FIELD.findall(sentence)) for why, sentence in filter_.reasons.items()}
     known = [s.name for s in settings(type(filter_))]
-    names = [n for n in known if n in named] or [n for n in known if _LIMIT_NAME.search(n)]
+    free = [n for n in known if _LIMIT_NAME.search(n) and not any(n in fields for fields in named.values())]
+    names = [n for n in known if n in named[reason]] or free
     found = [(name, getattr(filter_, name)) for name in names]
     return [(k, float(v)) for k, v in found if isinstance(v, (int, float)) and not isinstance(v, bool)]
 

@@ -35,6 +35,8 @@ _WHOLE = 1 << 20
 """Characters of a text in the JSON."""
 _CELL = 100
 """Characters of a value in the tables."""
+_RULE = 60
+"""Characters of a rule in the tables."""
 _WOULD = {KEEPS: "would keep", DROPS: "would drop", UNJUDGED: "could not judge"}
 """Of rules below the one that took the sample."""
 _SHOWN_APART = frozenset({"uid", "url", "caption", "key"})
@@ -65,7 +67,7 @@ def explain(pool: Pool, text: str, selection: Selection | None, *, allow_stale: 
     places = list(_places(pool, uid, rows))
     return {
         "uid": uid,
-        "pool": str(pool.layout.root),
+        "pool": ", ".join(dict.fromkeys(place.pool.folders for place in places)),
         "rows": [_row(pool, place, selection) for place in places],
         "listed": _listed(selection, uid),
     }
@@ -93,7 +95,7 @@ def _find(pool: Pool, text: str) -> tuple[str, list[tuple[Part, int]]]:
     parts = [part for part in pool.parts if part.name in pool.rows]
     if not parts or "uid" not in pool.columns:
         raise InputError(
-            str(pool.layout.root), "has no table with uids yet", hint="the first curate filter or embed makes it"
+            pool.folders, "has no table with uids yet", hint="the first curate filter or embed makes it"
         )
     found: dict[str, list[tuple[Part, int]]] = {}
     broken = list(pool.unreadable)
@@ -108,7 +110,7 @@ def _find(pool: Pool, text: str) -> tuple[str, list[tuple[Part, int]]]:
         unread = f"; {plural(len(broken), 'part')} cannot be read" if broken else ""
         raise InputError(
             digits,
-            f"no sample of {pool.layout.root} has this uid ({pool.n:,} looked at{unread})",
+            f"no sample of {pool.folders} has this uid ({pool.n:,} looked at{unread})",
             hint="--pool DIR names another pool",
         )
     if len(found) > 1:
@@ -275,10 +277,10 @@ def _row_lines(row: Mapping[str, Any]) -> Iterator[str | list[tuple[Any, ...]]]:
         yield f"caption {inert(row['caption'])}"
     yield [(f"  {name}", _cell(value)) for name, value in row["columns"].items() if value is not None]
     for score in row["scores"]:
-        yield f"score {score['score']}" if "score" in score else f"embedding {score['embedding']}"
-        yield [(f"  {name}", _cell(value)) for name, value in score["values"].items()]
-        if score["error_code"]:
-            yield f"  {score['error_code']}"
+        name = f"score {score['score']}" if "score" in score else f"embedding {score['embedding']}"
+        yield f"{name}: {score['error_code']}" if score["error_code"] else name
+        if score["values"]:
+            yield [(f"  {column}", _cell(value)) for column, value in score["values"].items()]
     if row["selection"]:
         yield ""
         yield from _selection_lines(row["selection"])
@@ -305,13 +307,19 @@ def _selection_lines(told: Mapping[str, Any]) -> Iterator[str | list[tuple[Any, 
     table: list[tuple[Any, ...]] = [("rule", "says", "value", "cut", "margin")]
     for rule in told["rules"]:
         says = rule["says"] if rule["asked"] else _WOULD.get(rule["says"], rule["says"])
-        table.append((rule["rule"][:60], says, "", "", ""))
-        for member in rule.get("members", [rule]):
-            if member is not rule:
-                table.append((f"  {member['rule'][:58]}", member["says"], "", "", ""))
-            table += [_condition_row(c, "    " if member is not rule else "  ") for c in member["conditions"]]
+        table.append((rule["rule"][:_RULE], says, "", "", ""))
+        table += _inside(rule, "  ")
     yield table
     yield from told["notes"]
+
+
+def _inside(told: Mapping[str, Any], indent: str) -> Iterator[tuple[Any, ...]]:
+    """The rows below a rule or group: its conditions, its members and what is inside these."""
+    for member in told.get("members", ()):
+        shown = f"{member['how']} of" if "how" in member else member["rule"]
+        yield indent + shown[: _RULE - len(indent)], member["says"], "", "", ""
+        yield from _inside(member, indent + "  ")
+    yield from (_condition_row(c, indent) for c in told.get("conditions", ()))
 
 
 def _condition_row(told: Mapping[str, Any], indent: str) -> tuple[Any, ...]:

@@ -105,11 +105,16 @@ def _models(pool: Pool) -> list[dict[str, Any]]:
     return told
 
 
+_NOT_OK = {"failed": "failed", "unasked": "not asked for yet"}
+"""Counts of a score's samples that have none, in words."""
+
+
 def _scores(pool: Pool) -> list[dict[str, Any]]:
     told = []
     for path in _folders(pool.layout.work / "scores"):
         made = receipts.receipts(path)
-        told.append({"score": path.name, "parts": len(made), "samples": _total(made, "samples")})
+        counts = {name: _total(made, name) for name in ("samples", "ok", "failed", "unasked")}
+        told.append({"score": path.name, "parts": len(made), **counts})
     return told
 
 
@@ -171,7 +176,10 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     for model in told["models"]:
         made = "published" if model["published"] else f"{model['ok']:,} of {model['samples']:,} samples"
         out.append(f"model     {model['model']}: {made}")
-    out += [f"score     {s['score']}: {s['samples']:,} samples" for s in told["scores"]]
+    for score in told["scores"]:
+        further = [f"{score[count]:,} {said}" for count, said in _NOT_OK.items() if score[count]]
+        line = f"score     {score['score']}: {score['ok']:,} of {score['samples']:,} samples"
+        out.append(line + (f" ({', '.join(further)})" if further else ""))
     for chosen in told["selections"]:
         marks = [m for m in ("latest", "stale") if chosen[m]]
         marks += [f"of the pools {', '.join(chosen['sources'])}"] if "sources" in chosen else []

@@ -137,7 +137,7 @@ class _Asked:
                 told["why"] = self._why(rule, first["reason"], first["value"])
         told |= {"says": said, "asked": rule.place <= place}
         if isinstance(rule.step, Group):
-            told["members"] = [m for _, m in judged]
+            told["members"] = _nested(rule.step, {id(member): m for member, m in judged})
         else:
             told["conditions"] = [c for _, m in judged for c in m["conditions"]]
         if rule is took and rule.step and _sampler(rule.step) and self.decided["value"] is not None:
@@ -224,6 +224,17 @@ def _all(said: Iterator[str] | Sequence[str]) -> str:
     """`all` over three values and what is not known: a drop decides."""
     answers = list(said)
     return next((answer for answer in (DROPS, UNKNOWN, UNJUDGED) if answer in answers), KEEPS)
+
+
+def _nested(group: Group, told: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the members of a group say, from what its judges say (by identity); groups in it have members too."""
+    said = {judge: m["says"] for judge, m in told.items()}
+    return [
+        {"rule": m.text, "how": m.how, "says": _kleene(m, said), "members": _nested(m, told)}
+        if isinstance(m, Group)
+        else told[id(m)]
+        for m in group.members
+    ]
 
 
 def _kleene(step: Step, said: Mapping[int, str]) -> str:

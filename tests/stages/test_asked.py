@@ -18,6 +18,7 @@ from curate.stages import filter as filtering
 from curate.stages import needs, score
 from curate.stages.filter import Request
 from curate.stages.needs import Means
+from curate.views import status
 from tests.pools import make_metadata
 from tests.stages import scorers
 from tests.stages.scorers import Costly
@@ -93,6 +94,20 @@ def costs(folder: Path) -> list[tuple[int | None, str | None]]:
 
 def tables(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((folder / "scores").rglob("*.parquet"))}
+
+
+def test_status_says_how_many_were_not_asked_for(pool: Path) -> None:
+    run(pool, Rule("cheap", Cheap(most=30)))
+    told = status.status(open_pool(pool))
+    (one,) = told["scores"]
+    assert {k: one[k] for k in ("samples", "ok", "failed", "unasked")} == {
+        "samples": N,
+        "ok": 29,
+        "failed": 1,
+        "unasked": 10,
+    }
+    said = f"{one['score']}: 29 of 40 samples (1 failed, 10 not asked for yet)"
+    assert f"score     {said}" in status.lines(told)
 
 
 def test_only_rows_that_are_undecided_are_computed(pool: Path) -> None:

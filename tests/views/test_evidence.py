@@ -69,6 +69,18 @@ def test_the_cut_of_a_rule(
     assert {reason: cut.label for reason, cut in rule.cuts.items()} == ({"bad": label} if label else {})
 
 
+def test_the_limit_of_another_reason_is_no_cut(tmp_path: Path) -> None:
+    """Of a sentence that names no setting, a limit that another sentence has says nothing."""
+    found = evidence(
+        tmp_path,
+        "min",
+        0.0,
+        '{value} is odd", "low": "{value} is under {min}',
+        'pl.col("v") != 2, "low": pl.col("v") >= 0',
+    )
+    assert found.rules[0].cuts == {}
+
+
 def test_the_table_has_every_sample_in_its_place(tmp_path: Path) -> None:
     found = evidence(tmp_path, "min", 0.45, "{value} is under {min}", 'pl.col("v") >= self.min')
     assert found.table["row"].to_list() == list(range(10))

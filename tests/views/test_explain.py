@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,34 @@ def test_groups_show_their_members(here: Path) -> None:
     assert (other["says"], other["members"][0]["says"]) == ("drops", "keeps")
 
 
+def test_groups_in_groups_stand_apart(here: Path) -> None:
+    scored_pool()
+    Path("any.toml").write_text(
+        "[[rule]]\nany = [{use = 'clipscore', min = 0.5},"
+        " {not = [{use = 'basic', language = '', min_words = 2}]}]\n"
+    )
+    assert curate("filter", "--recipe", "any.toml", "--name", "mine").code == 0
+    (group,) = explained(0, 2)["selection"]["rules"]
+    plain, inner = group["members"]
+    assert (plain["says"], inner["says"], inner["how"], len(inner["members"])) == ("drops", "keeps", "not", 1)
+    assert (inner["members"][0]["says"], inner["rule"]) == ("drops", "not(basic:language=,min_words=2)")
+    shown = curate("explain", uid_of(0, 2)).out.splitlines()
+    at = next(n for n, line in enumerate(shown) if line.startswith("  not of "))
+    assert shown[at].split()[-1] == "keeps"
+    assert shown[at + 1].startswith("    basic:language=,min_words=2 ")
+    assert shown[at + 2].startswith("      image_side ")
+
+
+def test_of_several_pools_those_are_named_that_have_the_uid(here: Path) -> None:
+    for name, uids_ in (("one", "ab"), ("two", "bc")):
+        make_metadata(Path(name), [{"uid": u * 32, "url": "u", "text": "x"} for u in uids_], name)
+    both = ("--pool", "one", "--pool", "two")
+    for uid, pools in (("a", "one"), ("b", "one, two"), ("c", "two")):
+        assert f"uid {uid * 32} in {pools}\n" in curate("explain", uid * 32, *both).out
+    ran = curate("explain", "d" * 32, *both)
+    assert (ran.code, "no sample of one, two has this uid (4 looked at)" in ran.err) == (2, True)
+
+
 def test_a_sampler_tells_what_it_decided(here: Path) -> None:
     make_metadata(Path("pool"), [{"uid": n * 32, "url": "u", "text": "the same"} for n in "ab"])
     filtered("dedup", "random:n=1")
@@ -301,6 +330,7 @@ def test_a_score_that_was_not_asked_for_is_not_known(here: Path) -> None:
         (rule,) = explained(shard, row)["selection"]["rules"]
         assert [c["says"] for c in rule["conditions"]] == ["keeps" if says == "keeps" else "drops", says]
         assert rule["says"] == ("keeps" if says == "keeps" else "drops")
+    assert re.search(r"^score costly-\S+: not_asked\n\n", curate("explain", uid_of(1, 0)).out, re.MULTILINE)
 
 
 # --- figures that were noted ------------------------------------------------------------------------------
