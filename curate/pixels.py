@@ -28,6 +28,7 @@ from curate import decoding
 from curate.decoding import Job, Prepare, Span
 from curate.engines.local import TRIES, main_module_hidden
 from curate.errors import PartError
+from curate.shards import read_table
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -208,15 +209,7 @@ def _cuts(
 
 
 def _read(path: Path, columns: list[str]) -> dict[str, list[Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(path).read(columns)
-    except FileNotFoundError as error:
-        raise PartError(str(path), "is missing", hint="curate verify says what else is") from error
-    except (pa.ArrowException, OSError) as error:
-        raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
+    table = read_table(path, columns)
     if missing := [c for c in columns if c not in table.column_names]:
         raise PartError(str(path), f"has no column {missing[0]!r} (found: {', '.join(table.column_names[:20])})")
     return {c: table.column(c).to_pylist() for c in columns}

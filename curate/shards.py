@@ -9,11 +9,12 @@ from __future__ import annotations
 import mmap
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from curate.errors import PartError
+from curate.errors import CurateError, PartError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,6 +111,28 @@ def write_table(
 
     coded: Any = True if dictionaries is None else list(dictionaries)
     pq.write_table(table, output.open(name, varies=varies), compression="zstd", use_dictionary=coded)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None, *, hint: str | None = None) -> pa.Table:
+    """A table, or some of its columns, read by one thread. Raises PartError as `readable` says."""
+    import pyarrow.parquet as pq
+
+    with readable(path, hint=hint):
+        # pq.read_table would add columns for folders that are called key=value
+        return pq.ParquetFile(path).read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+@contextmanager
+def readable(path: Path, kind: type[CurateError] = PartError, *, hint: str | None = None) -> Iterator[None]:
+    """What pyarrow raises inside for a Parquet file that is missing or broken becomes `kind`, naming the file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise kind(str(path), "is missing", hint=hint or "curate verify says what else is") from error
+    except (pa.ArrowException, OSError) as error:
+        raise kind(str(path), f"is not a readable Parquet file ({error})", hint=hint) from error
 
 
 def table_bytes(table: pa.Table, *, dictionaries: Sequence[str], small: Sequence[str]) -> pa.Buffer:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from curate import receipts, uids
 from curate.errors import InputError, no_such
+from curate.shards import readable
 from curate.uids import UID_DTYPE
 
 Pairs = npt.NDArray[np.void]
@@ -158,23 +159,19 @@ def _memmap(path: Path) -> Pairs:
 
 
 def _parquet(path: Path) -> Pairs:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = _parquet_columns(path, file.schema_arrow)
-            pairs, filled = np.empty(file.metadata.num_rows, UID_DTYPE), 0
-            for batch in file.iter_batches(BLOCK, columns=columns):
-                some = pairs[filled : filled + len(batch)]
-                for name, column in zip(columns, batch.columns, strict=True):
-                    if column.null_count:
-                        at = filled + int(np.flatnonzero(np.asarray(column.is_null()))[0])
-                        raise InputError(str(path), f"row {at:,} has no {name}", hint=_HINT)
-                _fill(path, some, batch.columns, filled)
-                filled += len(batch)
-    except pa.ArrowException as error:
-        raise InputError(str(path), f"is not a readable Parquet file ({error})", hint=_HINT) from error
+    with readable(path, InputError, hint=_HINT), pq.ParquetFile(path) as file:
+        columns = _parquet_columns(path, file.schema_arrow)
+        pairs, filled = np.empty(file.metadata.num_rows, UID_DTYPE), 0
+        for batch in file.iter_batches(BLOCK, columns=columns):
+            some = pairs[filled : filled + len(batch)]
+            for name, column in zip(columns, batch.columns, strict=True):
+                if column.null_count:
+                    at = filled + int(np.flatnonzero(np.asarray(column.is_null()))[0])
+                    raise InputError(str(path), f"row {at:,} has no {name}", hint=_HINT)
+            _fill(path, some, batch.columns, filled)
+            filled += len(batch)
     return pairs
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import shards
-from curate.errors import PartError
+from curate.errors import InputError, PartError
 from curate.receipts import Output
 from curate.shards import TarWriter
 
@@ -176,3 +176,28 @@ def test_a_mapped_file_can_be_empty(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with shards.mapped(tmp_path / "empty") as data:
         assert bytes(data) == b""
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def test_a_table_is_its_file_alone(tmp_path: Path) -> None:
+    """pyarrow's own way adds a column for a folder that is called key=value."""
+    path = tmp_path / "key=value" / "a.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"a": [1, 2], "b": ["x", "y"]}), path)
+    assert shards.read_table(path).to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
+    assert shards.read_table(path, ["b"]).to_pydict() == {"b": ["x", "y"]}
+
+
+def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    with pytest.raises(PartError, match=r"a\.parquet: is missing") as missing:
+        shards.read_table(path)
+    assert missing.value.hint == "curate verify says what else is"
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(PartError, match=r"a\.parquet: is not a readable Parquet file \(") as broken:
+        shards.read_table(path, hint="make it again")
+    assert broken.value.hint == "make it again"
+    with pytest.raises(InputError, match="is not a readable"), shards.readable(path, InputError):
+        pq.read_schema(path)

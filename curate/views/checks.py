@@ -114,7 +114,7 @@ def _rows_now(path: Path, receipt: Receipt) -> str:
     if path.suffix != ".parquet" or path.name != f"{path.name.split('.', 1)[0]}.parquet":
         return ""
     try:
-        rows = len(_table(path))
+        rows = len(shards.read_table(path))
     except PartError:
         return ", and it is not a readable Parquet file"
     samples = receipt.counts.get("samples")
@@ -129,7 +129,7 @@ def _check_shard(checked: Checked, folder: Path, part: str, receipt: Receipt, wh
     tar, table_path, index_path = paths
     table = index = None
     try:
-        table, index = _table(table_path), _table(index_path)
+        table, index = shards.read_table(table_path), shards.read_table(index_path)
     except PartError as error:
         if all(whole.values()):
             checked.wrong(error.where, error.what)
@@ -192,16 +192,6 @@ def _some(keys: Sequence[Any]) -> str:
     return ", ".join(str(k) for k in keys[:NAMED]) + (", ..." if len(keys) > NAMED else "")
 
 
-def _table(path: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
-
-
 # --- what has no receipt ----------------------------------------------------------------------------------
 
 
@@ -225,7 +215,7 @@ def check_foreign(shard: Shard) -> Checked:
     if shard.foreign_table is not None:
         checked.files += 1
         try:
-            table = _table(shard.foreign_table)
+            table = shards.read_table(shard.foreign_table)
         except PartError as error:
             checked.wrong(shard.foreign_table, error.what)
             return checked
@@ -260,7 +250,7 @@ def check_metadata(part: Part) -> Checked:
 
     checked = Checked(files=1)
     try:
-        table = _table(part.path)
+        table = shards.read_table(part.path)
     except PartError as error:
         checked.wrong(part.path, error.what)
         return checked
