@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 STAGE, VERSION = "filter", 2
 WHOLE = "selection"
 """The part whose receipt stands for uids.npy and selection.json."""
+LIST_RULE = "uids"
+"""The rule that keeps what stands in a uid list: a selection is a recipe's, and of a list this is the recipe."""
 LONGEST = 120
 """Bytes of a selection's name."""
 AGAIN = "run the same curate filter again"
@@ -150,9 +152,9 @@ def load(layout: Layout, name: str | None) -> Selection:
 def of_list(listed: UidList) -> Selection:
     """A uid list in the place of a selection; its recipe is the file's sha256."""
     path, n = Path(listed.name), len(listed.uids)
-    text = f"uids:file={path.name}"
+    text = f"{LIST_RULE}:file={path.name}"
     recipe = {"uid_list": {"file": path.name, "form": listed.form, "sha256": file_sha256(path), "uids": n}}
-    line = {"rule": "uids", "text": text, "figures": {}, "in": n, "dropped": {}, "unjudged": {}, "left": n}
+    line = {"rule": LIST_RULE, "text": text, "figures": {}, "in": n, "dropped": {}, "unjudged": {}, "left": n}
     counts = {"samples": n, "kept": n, "dropped": 0, "unjudged": 0}
     raw = {
         "name": path.name,

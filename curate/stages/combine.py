@@ -32,8 +32,6 @@ from curate.uid_lists import Overlap, UidList
 
 log = logging.getLogger("curate.selection")
 
-RULE = "uids"
-"""The rule that keeps what stands in a list: a selection is a recipe's, and this is the recipe of these."""
 STAGE, VERSION = "selection", 1
 PART = "list"
 """The part whose receipt stands for the list and what it was made of."""
@@ -188,7 +186,7 @@ def _select(pool: Pool, request: Request, made: Made) -> stage.Outcome:
     path = folder / _LIST.format(digest[:12])
     with _taken_back(folder):
         _keep_list(path, pairs, made)
-        recipe = Recipe((make_rule(RULE, {"file": str(path)}),), keep_same_uid=True)
+        recipe = Recipe((make_rule(selection.LIST_RULE, {"file": str(path)}),), keep_same_uid=True)
         return stage.filter_pool(pool, stage.Request(recipe, name), allow=_nothing)
 
 
