@@ -109,6 +109,8 @@ def no_such(
     `like` tells which neighbours could have been meant.
     """
     folder = path.parent
+    if path.is_dir():
+        return InputError(str(path), f"is a folder, not a {kind}", hint=hint)
     if path.parts and path.parts[0].endswith(":"):  # a path has lost one slash of `https://`
         return InputError(str(path), f"is a URL, and no {kind} here", hint="fetch it first, then name the file")
     if not folder.is_dir():

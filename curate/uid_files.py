@@ -182,11 +182,8 @@ def _parquet_columns(path: Path, schema: Any) -> list[str]:
     if "uid" in schema.names:
         kind = schema.field("uid").type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if (
-            pa.types.is_string(kind)
-            or pa.types.is_large_string(kind)
-            or kind in (pa.binary(_ITEM), pa.string_view())
-        ):
+        texts = (pa.string(), pa.large_string(), pa.string_view())
+        if kind in (*texts, pa.binary(_ITEM), pa.binary(), pa.large_binary()):
             return ["uid"]
         raise InputError(str(path), f"column uid is {kind}, neither text nor 16 bytes", hint=_HINT)
     halves = [f.name for f in schema if f.type == pa.uint64()]
@@ -205,16 +202,25 @@ def _fill(path: Path, some: Pairs, columns: list[Any], before: int) -> None:
         some["f0"], some["f1"] = (
             np.frombuffer(c.buffers()[1], np.uint64)[c.offset : c.offset + len(c)] for c in columns
         )
-    elif columns[0].type == pa.binary(_ITEM):
-        column = columns[0]
+    elif pa.types.is_fixed_size_binary((column := _octets(columns[0])).type):
         octets = np.frombuffer(column.buffers()[1], ">u8")[2 * column.offset : 2 * (column.offset + len(column))]
         some["f0"], some["f1"] = octets[0::2], octets[1::2]
     else:
         try:
-            some[:] = uids.to_pairs(columns[0].cast(pa.large_string()))
+            some[:] = uids.to_pairs(column.cast(pa.large_string()))
         except ValueError as error:
             said = re.sub(r"\d+", lambda row: f"{int(row[0]) + before:,}", str(error), count=1)
             raise InputError(str(path), f"column uid: {said}", hint=_HINT) from error
+
+
+def _octets(column: Any) -> Any:
+    """A column of binary values as 16 bytes each, or as it is where they are of another length."""
+    import pyarrow as pa
+
+    try:
+        return column.cast(pa.binary(_ITEM)) if column.type in (pa.binary(), pa.large_binary()) else column
+    except pa.ArrowInvalid:
+        return column
 
 
 def _text(path: Path) -> Pairs:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from curate.filter_api import Facts, Figures, File, Judge, Need, Score, asset, setting
+from curate.filter_api import Facts, Figures, File, InputError, Judge, Need, Score, asset, setting
 
 from ._language import Language, LanguageByGcld3, has_gcld3
 
@@ -55,8 +55,10 @@ class InLanguage(Judge):
                     "as DataComp's laion2b is, will differ from this one in some samples"
                 )
         if detector == "gcld3" and not has_gcld3():
-            raise ValueError(
-                "detector=gcld3 wants the package gcld3, which does not load here; or detector=fasttext"
+            raise InputError(
+                "rule language",
+                "detector=gcld3 wants the package gcld3, which does not load here",
+                hint="detector=fasttext says the languages by another model, detector=auto does where it must",
             )
         if detector == "fasttext" and self.language_model is None:
             return replace(self, detector=detector, language_model=asset("fasttext-lid"))

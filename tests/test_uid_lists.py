@@ -81,6 +81,8 @@ def test_a_file_in_datacomps_form_is_mapped(tmp_path: Path, suffix: str) -> None
         pa.array([w.upper() for w in WORDS], pa.large_string()),
         pa.array(WORDS).dictionary_encode(),
         pa.array([bytes.fromhex(w) for w in WORDS], pa.binary(16)),
+        pa.array([bytes.fromhex(w) for w in WORDS], pa.large_binary()),
+        pa.array([w.encode() for w in WORDS], pa.binary()),
     ],
     ids=lambda c: str(c.type),
 )
@@ -95,6 +97,15 @@ def test_columns_of_halves(tmp_path: Path, names: tuple[str, str]) -> None:
     pairs = pairs_of(WORDS)
     pq.write_table(pa.table({names[0]: pairs["f0"], names[1]: pairs["f1"]}), tmp_path / "list.parquet")
     assert uids.to_hex(uid_lists.read(tmp_path / "list.parquet").pairs) == WORDS
+
+
+def test_bytes_that_are_no_uids_and_folders_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"uid": pa.array([b"ab" * 8, b"ab"], pa.binary())}), tmp_path / "list.parquet")
+    with pytest.raises(InputError, match=r"column uid: row 0: .* is not 32 hex digits"):
+        uid_lists.read(tmp_path / "list.parquet")
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(InputError, match=r"folder\.npy: is a folder, not a uid list"):
+        uid_lists.read(tmp_path / "folder.npy")
 
 
 def test_text_of_any_line_ends(tmp_path: Path) -> None:

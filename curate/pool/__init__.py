@@ -260,11 +260,12 @@ class Pool:
         import polars as pl
 
         path = part.uids or part.path
-        name = column_in(_footer(path).schema.to_arrow_schema().names, "uid")
+        schema = _footer(path).schema.to_arrow_schema()
+        name = column_in(schema.names, "uid")
         if name is None:
             hint = "other files of this pool have uids: bring this one again, or take it out of the pool"
             raise PartError(str(path), "has no column 'uid'", hint=hint)
-        frame = pl.scan_parquet(path, glob=False).select(pl.col(name).cast(pl.String))
+        frame = pl.scan_parquet(path, glob=False).select(columns_.uid(name, schema.field(name).type))
         with reading(frame, part):
             # polars decodes strings several times as fast as pyarrow
             column = frame.collect().to_series()

@@ -18,6 +18,7 @@ NUMBERS = frozenset({"width", "height", "original_width", "original_height"}) | 
     names.similarity for names in PUBLISHED.values()
 }
 """Columns that are numbers, of any width; of a file that has something else there nothing is judged."""
+_UID_BYTES = 16
 
 
 def read(path: Path, name: str, source: str, kind: pa.DataType) -> pl.Expr:
@@ -27,13 +28,31 @@ def read(path: Path, name: str, source: str, kind: pa.DataType) -> pl.Expr:
     """
     import polars as pl
 
+    if name == "uid":
+        return uid(source, kind).str.to_lowercase()
     if name in TEXTS:
-        text = _text(source, kind)
-        return text.str.to_lowercase() if name == "uid" else text
+        return _text(source, kind)
     if name in NUMBERS and not _is_number(kind):
         what = f"column {source!r} holds {kind} where numbers are wanted"
         raise PartError(str(path), what, hint="write it again as whole numbers or floats")
     return pl.col(source).cast(pl.String) if _is_text(kind) else pl.col(source)
+
+
+def uid(source: str, kind: pa.DataType) -> pl.Expr:
+    """A column of uids as text, also where a file holds the 16 bytes that their digits stand for."""
+    import polars as pl
+
+    text = _text(source, kind)
+    if not _is_binary(kind):
+        return text
+    octets = pl.col(source).bin
+    return pl.when(octets.size() == _UID_BYTES).then(octets.encode("hex")).otherwise(text)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    import pyarrow.types as kinds
+
+    return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_fixed_size_binary(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -58,7 +77,7 @@ def _text(column: str, kind: pa.DataType) -> pl.Expr:
     import polars as pl
     import pyarrow.types as kinds
 
-    if kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_fixed_size_binary(kind):
+    if _is_binary(kind):
         return pl.col(column).map_batches(_decoded, return_dtype=pl.String)
     if kinds.is_nested(kind):
         return pl.lit(None, dtype=pl.String)

@@ -19,7 +19,6 @@ from curate.errors import CurateError, InputError, PartError
 from curate.filter_api import Column, Score, Scorer, Similarity
 from curate.pool import Pool, adopt, reading
 from curate.pool.names import PUBLISHED
-from curate.progress import plural
 from curate.recipe import Recipe
 from curate.selection import STAGE, VERSION, WHOLE, Selection
 from curate.shards import table_bytes
@@ -138,10 +137,9 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
     pool, recipe = settle(pool, request.recipe, request.means)
     if not pool.rows:
         if pool.unreadable:
-            first, count = next(iter(pool.unreadable.values())), plural(len(pool.unreadable), "part")
-            raise PartError(
-                pool.folders, f"cannot be read, any of its {count} ({first})", hint="curate verify says more"
-            )
+            first, further = next(iter(pool.unreadable.values())), len(pool.unreadable) - 1
+            what = f"no part of it can be read ({first}" + (f", and {further:,} more)" if further else ")")
+            raise PartError(pool.folders, what, hint="curate verify says what else is")
         raise InputError(pool.folders, "has no samples", hint="curate status says what is there")
     failed = {name: str(error) for name, error in pool.unreadable.items()}
     for todo in needs.plan(pool, recipe, request.means, whole=False):

@@ -115,7 +115,9 @@ def test_auto_without_gcld3_is_fasttext_and_says_so(
 
 def test_gcld3_that_is_not_there_is_refused(no_gcld3: None) -> None:
     assert not _language.has_gcld3()
-    with pytest.raises(InputError, match="detector=gcld3 wants the package gcld3, which does not load here"):
+    with pytest.raises(
+        InputError, match=r"^rule language: detector=gcld3 wants the package gcld3, which does not load here"
+    ):
         parse_rule("language:detector=gcld3").settle(FakeFacts())
 
 

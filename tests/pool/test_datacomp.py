@@ -76,6 +76,16 @@ def upper(table: pa.Table) -> pa.Table:
     return table.set_column(at, "uid", pa.array([u.upper() for u in table["uid"].to_pylist()]))
 
 
+def octets(kind: pa.DataType) -> Form:
+    """uids as the 16 bytes that their digits stand for."""
+
+    def change(table: pa.Table) -> pa.Table:
+        found = pa.array([bytes.fromhex(u) for u in table["uid"].to_pylist()], kind)
+        return table.set_column(table.column_names.index("uid"), "uid", found)
+
+    return change
+
+
 FORMS: dict[str, Form] = {
     "as published": lambda table: table,
     "int32, double": cast(
@@ -91,6 +101,8 @@ FORMS: dict[str, Form] = {
     "dictionaries": coded,
     "other columns, another order": turned,
     "upper-case uids": upper,
+    "uids of 16 bytes": octets(pa.binary(16)),
+    "uids of bytes": octets(pa.binary()),
     "as others call them": lambda table: table.rename_columns(
         ["uid", "URL", "TEXT", "WIDTH", "HEIGHT", *table.column_names[5:8], "SHA256"]
     ),
