@@ -6,6 +6,7 @@ picture cannot be blurred is left out, with an error code, and is never written 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,51 +87,68 @@ def faces(blur: str | None, inject: str | None) -> Faces | None:
 
 
 @dataclass(frozen=True)
-class Boxes:
-    """The boxes of each sample of a plan, in its order."""
+class Lists:
+    """A list of boxes for each of some samples, empty where there are none."""
 
     ends: npt.NDArray[np.int64]
+    """Where in `values` the boxes of each end; they begin where those of the one before end."""
     values: npt.NDArray[np.float64]
     """n x 4, fractions of the picture; one row of NaN where what was said is no list of boxes."""
+
+    def digest(self) -> bytes:
+        """sha256 of the lists."""
+        return hashlib.sha256(b"".join(a.tobytes() for a in (self.ends, self.values))).digest()
+
+    def array(self) -> pa.ListArray:
+        """The lists as a column of lists of four numbers each."""
+        import pyarrow as pa
+
+        flat = np.ascontiguousarray(self.values)
+        sides = pa.Array.from_buffers(pa.float64(), flat.size, [None, pa.py_buffer(flat)])
+        boxes = pa.ListArray.from_arrays(ints(np.arange(0, flat.size + 1, 4)), sides)
+        return pa.ListArray.from_arrays(ints(np.concatenate([[0], self.ends])), boxes)
+
+
+@dataclass(frozen=True)
+class Boxes(Lists):
+    """The boxes of each sample of a plan, in its order."""
+
     unlisted: int
     """Samples of which the source says nothing; they are taken for samples without faces."""
     of_tables: bool
     """Whether they stand in the shards' tables, where a download that blurred them has turned them upright."""
 
-    def of(self, which: npt.NDArray[np.integer[Any]]) -> list[list[list[float]] | None]:
-        """The boxes of these samples, None where there are none."""
-        begins, ends = np.concatenate([[0], self.ends[:-1]])[which], self.ends[which]
-        return [
-            self.values[a:b].tolist() if b > a else None
-            for a, b in zip(begins.tolist(), ends.tolist(), strict=True)
-        ]
-
-    @property
-    def samples(self) -> int:
-        """How many samples have boxes."""
-        return int(np.count_nonzero(np.diff(self.ends, prepend=0)))
+    def of(self, which: npt.NDArray[np.integer[Any]]) -> Lists:
+        """The boxes of these samples."""
+        begins = np.where(which > 0, self.ends[which - 1], 0)
+        counts = self.ends[which] - begins
+        ends = np.cumsum(counts)
+        return Lists(ends, self.values[np.arange(counts.sum()) + np.repeat(begins - ends + counts, counts)])
 
 
 def boxes_of(pool: Pool, plan: Plan, source: str) -> Boxes:
     """The boxes of all samples of the plan. Raises InputError where the source has none at all to read.
 
-    Some 8 bytes a sample and 32 a box are held.
+    Some 8 bytes a sample and 32 a box are held, three times as many while they are read. Where several rows have
+    the uid, the first that has boxes counts.
     """
     order = uids.sort_order(plan.uids)
     ordered = plan.uids[order]
-    said: dict[int, list[list[float]]] = {}
     listed = np.zeros(len(ordered), dtype=np.bool_)
+    counts = np.zeros(len(ordered), dtype=np.int64)
+    held, owners = [np.empty((0, 4))], [np.empty(0, dtype=np.int64)]
     for path, uid_path in _files(pool, plan, source):
         for hits, cells in _read(path, uid_path, ordered):
             listed[hits] = True
-            for hit, cell in zip(hits.tolist(), cells, strict=True):
-                if cell is not None and len(cell):
-                    said.setdefault(int(order[hit]), _checked(cell))
-    places = sorted(said)
-    counts = np.zeros(len(ordered), dtype=np.int64)
-    counts[places] = [len(said[p]) for p in places]
-    flat = [box for p in places for box in said[p]]
-    values = np.array(flat, dtype=np.float64).reshape(-1, 4)
+            said: dict[int, list[list[float]]] = {}
+            for place, cell in zip(order[hits].tolist(), cells, strict=True):
+                if cell is not None and len(cell) and not counts[place]:
+                    said.setdefault(place, _checked(cell))
+            places, numbers = list(said), [len(boxes) for boxes in said.values()]
+            counts[places] = numbers
+            owners.append(np.repeat(np.array(places, dtype=np.int64), numbers))
+            held.append(np.array([box for boxes in said.values() for box in boxes], dtype=float).reshape(-1, 4))
+    values = np.concatenate(held)[np.argsort(np.concatenate(owners), kind="stable")]
     own = source == METADATA and not pool.joined
     return Boxes(np.cumsum(counts), values, int(len(ordered) - listed.sum()), own)
 

@@ -6,7 +6,6 @@ The plan is made from tables alone; no tar is opened.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from curate.stages.columns import ints
 
 if TYPE_CHECKING:
     from curate.receipts import Receipt
-    from curate.stages.blurring import Boxes
+    from curate.stages.blurring import Boxes, Lists
 
 Pairs = npt.NDArray[np.void]
 Rows = npt.NDArray[np.int32]
@@ -45,7 +44,7 @@ class Source:
     rows: Rows
     copies: Rows
     """The number of the copy, from 0, for each row."""
-    boxes: Sequence[list[list[float]] | None] | None = None
+    boxes: Lists | None = None
     """The faces of each row; None where they do not matter."""
     turned: bool = False
     """Whether the boxes already lie as the stored pictures do, and not as the files that were downloaded."""
@@ -290,7 +289,7 @@ def fingerprint(plan: Plan, sources: Sequence[Source]) -> dict[str, Any]:
         for numbers in (source.rows, source.copies):
             rows.update(len(numbers).to_bytes(8, "little") + numbers.astype("<i4").tobytes())
         if source.boxes is not None:
-            rows.update(json.dumps([source.turned, source.boxes]).encode())
+            rows.update(bytes([source.turned]) + source.boxes.digest())
     return {"inputs": {s.shard.name: known(plan, s.number) for s in sources}, "rows": rows.hexdigest()}
 
 

@@ -62,7 +62,7 @@ def located(source: Source, place: int) -> pa.Table:
         OLD: keys,
     }
     if source.boxes is not None:
-        more[BOXES] = pa.array(source.boxes, pa.list_(pa.list_(pa.float64())))
+        more[BOXES] = source.boxes.array()
         more[TURNED] = pa.array([source.turned] * len(table))
     for name, column in more.items():
         table = table.append_column(name, column)

@@ -158,9 +158,7 @@ class Shuffle:
         inputs = {plan.shards[n].name: placing.known(plan, n) for n in sorted(plan.held)}
         said = digest([inputs, self.faces.as_json() if self.faces else None])
         if plan.boxes is not None:
-            said = digest(
-                [said, hashlib.sha256(plan.boxes.ends.tobytes() + plan.boxes.values.tobytes()).hexdigest()]
-            )
+            said = digest([said, plan.boxes.digest().hex()])
         files = [task.folder / f"{task.part}.arrow" for task in gathering]
         tars = [shard.tar for shard in plan.shards]
         bounds = np.searchsorted(self.shard[self.order], np.arange(self.shards + 1))

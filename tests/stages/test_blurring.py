@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from curate import selection, shards
+from curate import selection, shards, uids
 from curate.errors import InputError
 from curate.fetch.blur import blurred
 from curate.pool import Pool, open_pool
+from curate.stages import blurring, placing
 from curate.stages.blurring import Faces, faces
 from curate.uids import to_hex
 from tests.pools import make_metadata, make_pool, make_selection, sample_of, uid_of
@@ -304,3 +305,48 @@ def test_refusals(tmp_path: Path) -> None:
         made(pool, tmp_path / "out", faces=faces(str(tmp_path / "a"), None))
     assert not (tmp_path / "out").exists()
     assert selection.load(pool.layout, None).counts["kept"] == 2
+
+
+# --- boxes in memory --------------------------------------------------------------------------------------
+
+
+def test_boxes_of_some_samples_are_theirs() -> None:
+    lists = [[], [[0.1, 0.2, 0.3, 0.4]], [], [[0.5] * 4, [0.25] * 4, [0.75] * 4], [[0.0] * 4]]
+    boxes = blurring.Boxes(
+        np.cumsum([len(each) for each in lists]),
+        np.array([box for each in lists for box in each]),
+        unlisted=0,
+        of_tables=True,
+    )
+    for which in ([0, 1, 2, 3, 4], [3], [0], [4, 0, 3, 3, 1], []):
+        some = boxes.of(np.array(which, dtype=np.int64))
+        assert some.array().to_pylist() == [lists[at] for at in which]
+        some.array().validate(full=True)
+    first, second = (boxes.of(np.array(which)) for which in ([1, 0], [0, 1]))
+    assert first.digest() != second.digest()
+    assert first.digest() == boxes.of(np.array([1, 2])).digest()
+
+
+def test_of_several_rows_of_a_uid_the_first_with_boxes_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blurring, "BATCH", 2)
+    wanted = [uid_of(0, row) for row in range(3)]
+    rows = [
+        (wanted[2], [[0.3] * 4]),
+        (wanted[0], []),
+        (wanted[0], [[0.1] * 4, [0.2] * 4]),
+        (wanted[0], [[0.9] * 4]),
+        ("f" * 32, [[0.8] * 4]),
+        (wanted[2], [[0.7] * 4]),
+    ]
+    table = {"uid": [uid for uid, _ in rows], blurring.FACES: [boxes for _, boxes in rows]}
+    pq.write_table(pa.table(table), tmp_path / "faces.parquet")
+    make_pool(tmp_path / "pool", 1, 3)
+    pool = open_pool(tmp_path / "pool")
+    pairs = uids.to_pairs(pa.array(sorted(wanted)))
+    plan = placing.make_plan(pool, pairs, np.ones(3, dtype=np.int32))
+    boxes = blurring.boxes_of(pool, plan, str(tmp_path / "faces.parquet"))
+    found = dict(zip(uids.to_hex(plan.uids), boxes.array().to_pylist(), strict=True))
+    assert found == {wanted[0]: [[0.1] * 4, [0.2] * 4], wanted[1]: [], wanted[2]: [[0.3] * 4]}
+    assert boxes.unlisted == 1
