@@ -330,9 +330,14 @@ def _built(
         pickle.UnpicklingError,
     ) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = " ".join(lines[:3])
+        if isinstance(error, pickle.UnpicklingError):  # whose text ends with the advice to run the pickle after all
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            held = f"names {named[1]}" if named else "holds more than tensors"
+            why = f"a pickle that {held}; nothing of it was run"
         raise InputError(
             f"model {spec.name}",
-            f"cannot be loaded ({' '.join(lines[:3])})",
+            f"cannot be loaded ({why})",
             hint="the weights must be a plain state dict of exactly this architecture",
         ) from error
 

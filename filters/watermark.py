@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 _SIDE = 256
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
+
+_HINT = "give watermark_model_v1.pt of LAION-AI/LAION-5B-WatermarkDetection, or one of its form"
 
 
 @dataclass(frozen=True)
@@ -86,14 +89,18 @@ def load_network(weights: File) -> torch.nn.Module:
     try:
         state = torch.load(io.BytesIO(weights.read_bytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # a restricted unpickler raises whatever its bytes lead it to
-        raise InputError(str(weights.path), f"is not a file of tensors alone ({_brief(error)})") from error
+        # torch's own sentences end with the advice to run the pickle after all
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it names {named[1]}" if named else type(error).__name__
+        what = f"is not a file of tensors alone ({why}); nothing of it was run"
+        raise InputError(str(weights.path), what, hint=_HINT) from error
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
             str(weights.path),
             f"is not a state dict of LAION's watermark detector ({_brief(error)})",
-            hint="give watermark_model_v1.pt of LAION-AI/LAION-5B-WatermarkDetection, or one of its form",
+            hint=_HINT,
         ) from error
     return network.eval()
 
