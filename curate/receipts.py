@@ -219,11 +219,8 @@ class _Raw(io.RawIOBase):
             with disk(self.path):
                 while done < len(view):
                     done += _write(self.fd, view[done : done + AT_ONCE - (self.size + done) % AT_ONCE])
-        finally:
-            if beside:  # also where the disk refused: the bytes are only lent, and gone when this returns
-                beside.result()
-        if not beside:
-            self.hash.update(view)
+        finally:  # also where the disk refuses: the bytes are only lent, and gone when this returns
+            beside.result() if beside else self.hash.update(view)
         self.size += done
         self._hurry()
         return done

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from curate.errors import InputError, PartError, UnknownName
 from curate.pool.layout import file_identity
 from curate.receipts import digest, read_json
-from curate.shards import TarWriter, members, split_name
+from curate.shards import TarWriter, members, read_table, split_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,14 +74,8 @@ class Folder:
 
     def table(self, shard: int) -> pa.Table:
         """The samples of a shard, in order, with `Row`'s columns. Raises PartError where it is broken."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         path = self.path / INDEX / f"{self.names[shard]}.parquet"
-        try:
-            table = pq.ParquetFile(path).read(columns=list(Row._fields), use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise PartError(str(path), f"is not a readable Parquet file ({error})", hint=AGAIN) from error
+        table = read_table(path, Row._fields, hint=AGAIN)
         if len(table) != self.sizes[shard]:
             what = f"has {len(table):,} rows (subset.json was written for {self.sizes[shard]:,})"
             raise PartError(str(path), what, hint=AGAIN)
@@ -117,13 +111,7 @@ def open_folder(path: Path, pool: Path | None = None) -> Folder:
 
 
 def _tars(path: Path, pool: Path | None) -> dict[int, Tar]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise PartError(str(path), f"is not a readable Parquet file ({error})", hint=AGAIN) from error
+    rows = read_table(path, hint=AGAIN).to_pylist()
     roots = {row["root"] for row in rows}
     if pool is not None and len(roots) > 1:
         raise InputError("pool", f"the tars lie in {len(roots)} pools ({', '.join(sorted(roots))}), not in one")

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from curate.fetch.converted import Box
 from curate.pool import Pool
 from curate.pool.layout import file_identity
 from curate.pool.names import column_in
+from curate.shards import readable
 from curate.stages.columns import ints
 
 if TYPE_CHECKING:
@@ -181,19 +181,9 @@ def _files(pool: Pool, plan: Plan, source: str) -> list[tuple[Path, Path | None]
 def _names(path: Path) -> list[str]:
     import pyarrow.parquet as pq
 
-    with _readable(path):
+    # what cannot be read is the user's to mend: faces are not left as they are for a file that is broken
+    with readable(path, InputError):
         return list(pq.read_schema(path).names)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """What cannot be read is the user's to mend: faces are not left as they are for a file that is broken."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(str(path), f"is not a readable Parquet file ({error})") from error
 
 
 def _read(path: Path, uid_path: Path | None, ordered: npt.NDArray[np.void]) -> Iterator[tuple[Any, list[Any]]]:
@@ -205,7 +195,7 @@ def _read(path: Path, uid_path: Path | None, ordered: npt.NDArray[np.void]) -> I
     if FACES not in names or uid is None:
         lacks = "uid" if uid is None else FACES
         raise InputError(str(path), f"has no column {lacks!r} (found: {', '.join(names)})")
-    with _readable(path):
+    with readable(path, InputError):
         file = pq.ParquetFile(path)
         listed = pq.ParquetFile(uid_path or path).read(columns=[uid])[uid]
         try:

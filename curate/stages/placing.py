@@ -18,6 +18,7 @@ import numpy.typing as npt
 from curate import uids
 from curate.errors import PartError
 from curate.pool import FAILED, Pool, Shard
+from curate.shards import read_table
 from curate.stages.columns import ints
 
 if TYPE_CHECKING:
@@ -136,15 +137,7 @@ class Plan:
         return [self.source(repeated[a:b], copies[a:b]) for a, b in pairwise(breaks)]
 
 
-def distinct(ordered: Pairs) -> tuple[Pairs, Rows]:
-    """The distinct pairs of a sorted uid list, and how often each stands in it."""
-    new = np.ones(len(ordered), dtype=np.bool_)
-    new[1:] = (ordered["f0"][1:] != ordered["f0"][:-1]) | (ordered["f1"][1:] != ordered["f1"][:-1])
-    starts = np.flatnonzero(new)
-    return ordered[starts], np.diff(np.append(starts, len(ordered))).astype(np.int32)
-
-
-def make_plan(pool: Pool, wanted: Pairs, copies: Rows, *, foreign: bool = False) -> Plan:
+def make_plan(pool: Pool, wanted: Pairs, copies: npt.NDArray[np.integer[Any]], *, foreign: bool = False) -> Plan:
     """Where the images of `wanted` (sorted, distinct) lie. Of several rows with one uid the first stored counts.
 
     A shard whose tar is missing or has not the size that was written is not read from: the samples that only
@@ -191,7 +184,7 @@ def make_plan(pool: Pool, wanted: Pairs, copies: Rows, *, foreign: bool = False)
         pool.shards,
         place[order],
         row[order],
-        copies[order],
+        copies[order].astype(np.int32),
         wanted[order],
         wanted[~here],
         causes[~here],
@@ -228,25 +221,20 @@ class _Found:
 def _look(pool: Pool, shard: Shard, wanted: Pairs) -> _Found | PartError:
     """What a shard holds of the wanted samples; the error where its table cannot be read."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path = shard.table
     try:
-        file = pq.ParquetFile(path)
-        names = [name for name in ("uid", FAILED) if name in file.schema_arrow.names]
-        if "uid" not in names:
+        table = read_table(path, ["uid", FAILED])  # those of them that it has
+        if "uid" not in table.column_names:
             return PartError(str(path), "has no column 'uid'")
-        table = file.read(columns=names, use_threads=False)
         found = uids.find(wanted, uids.to_pairs(table["uid"]))
-    except FileNotFoundError:
-        return PartError(str(path), "is missing", hint="curate verify says what else is")
-    except (pa.ArrowException, OSError) as error:
-        return PartError(str(path), f"is not a readable Parquet file ({error})")
+    except PartError as error:
+        return error
     except ValueError as error:
         return PartError(str(path), f"column 'uid': {error}")
     rows = np.flatnonzero(found >= 0).astype(np.int32)
     failed: list[str | None] = [None] * len(rows)
-    if FAILED in names and table[FAILED].null_count < len(table):
+    if FAILED in table.column_names and table[FAILED].null_count < len(table):
         failed = table[FAILED].cast(pa.string()).take(ints(rows)).to_pylist()
     stored = np.array([code is None for code in failed], dtype=np.bool_)
     receipt = pool.shard_receipt(shard) if len(rows) else None

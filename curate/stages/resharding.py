@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curate.errors import PartError
-from curate.shards import BLOCK, header, write_table
+from curate.shards import BLOCK, header, read_table, write_table
 from curate.stages.columns import ints, numbers, texts
 from curate.stages.copying import Copies, Runs, members_of
 from curate.stages.placing import Source
@@ -46,7 +46,7 @@ def located(source: Source, place: int) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table, index = _read(source.shard.table).take(ints(source.rows)), _read(source.shard.index)
+    table, index = read_table(source.shard.table).take(ints(source.rows)), read_table(source.shard.index)
     keys = table["key"].cast(pa.string()).combine_chunks()
     at = pc.index_in(keys, value_set=index["key"])
     if at.null_count:
@@ -67,16 +67,6 @@ def located(source: Source, place: int) -> pa.Table:
     for name, column in more.items():
         table = table.append_column(name, column)
     return table
-
-
-def _read(path: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path).read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
 
 
 def write_rows(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from curate import disk, receipts, runner, scales
+from curate import disk, receipts, runner, scales, uid_lists
 from curate.errors import InputError, PartError
 from curate.pool import Pool, need_shards
 from curate.pool.adopt import adopt
@@ -140,7 +140,7 @@ def subset(
     pool = adopt(pool, workers=workers)
     if not allow_stale:
         check_fresh(pool, selection)
-    wanted, copies = placing.distinct(selection.uids())
+    wanted, copies = uid_lists.distinct(selection.uids())
     inside = _inside(pool, wanted, scale, seed)
     plan = placing.make_plan(pool, wanted[inside], copies[inside], foreign=selection.listed is not None)
     if not plan.samples:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from curate import receipts, scales
+from curate import receipts, scales, uid_files
 from curate.pool import FAILED, Pool
 from curate.receipts import Receipt
 from curate.scales import Scale
+from curate.shards import read_table
 from curate.stages.columns import texts
 from curate.stages.placing import Pairs, Plan
 from curate.uids import sort_order, to_hex, to_pairs
@@ -65,9 +66,7 @@ def trained_on(folder: Path, shards: int, *, virtual: bool) -> tuple[str, str]:
 def _npy(plan: Plan) -> bytes:
     """The uids in the shards as DataComp's list: sorted, one entry a copy."""
     order = sort_order(plan.uids)
-    sink = io.BytesIO()
-    np.save(sink, np.repeat(plan.uids[order], plan.copies[order]))
-    return sink.getvalue()
+    return b"".join(uid_files.pieces("npy", np.repeat(plan.uids[order], plan.copies[order])))
 
 
 def _missing(plan: Plan) -> bytes:
@@ -84,12 +83,10 @@ def _missing(plan: Plan) -> bytes:
 
 def failed_rows(shards: Path, made: Mapping[str, Receipt]) -> tuple[Pairs, list[str]]:
     """The uids, sorted, of the samples that the new shards were to hold and could not; the error code of each."""
-    import pyarrow.parquet as pq
-
     found: dict[str, str] = {}
     for name, receipt in made.items():
         if receipt.counts.get("failed"):
-            table = pq.ParquetFile(shards / f"{name}.parquet").read(columns=["uid", FAILED])
+            table = read_table(shards / f"{name}.parquet", ["uid", FAILED])
             rows = zip(table["uid"].to_pylist(), table[FAILED].to_pylist(), strict=True)
             found |= {uid: code for uid, code in rows if code}
     return to_pairs(texts(sorted(found))), [found[uid] for uid in sorted(found)]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from curate import disk, receipts, scales, uids
+from curate import disk, receipts, scales, uid_lists, uids
 from curate.errors import InputError, PartError, UnknownName
 from curate.pool import Pool
 from curate.pool.adopt import adopt
@@ -184,7 +184,7 @@ def subsets(
         for source, share in shares.items():
             ours = replace(share, pairs=inside[source])
             result = _made(make, whole.members[source], ours, out / source)
-            selected, kept = (len(placing.distinct(p)[0]) for p in (share.uids(), inside[source]))
+            selected, kept = (len(uid_lists.distinct(p)[0]) for p in (share.uids(), inside[source]))
             made.append(Made(source, weights[source], selected, selected - kept, result))
         made = _with_repeats(made, scale)
         results = Results(out, selection.name, scale, made, _commands(made, scale, out.resolve()))
@@ -248,7 +248,7 @@ def _decided(pool: JointPool, selection: Selection, source: str) -> Share:
 
 def _split(pool: JointPool, wanted: Pairs) -> dict[str, Pairs]:
     """The wanted uids (sorted) by the first pool that has them; those that none has are asked of the first."""
-    distinct, copies = placing.distinct(wanted)
+    distinct, copies = uid_lists.distinct(wanted)
     of = np.full(len(distinct), -1, dtype=np.int16)
     for number, source in enumerate(pool.members):
         for part in pool.parts:
@@ -336,7 +336,8 @@ def _missing(results: Results, inside: Mapping[str, Pairs]) -> bytes:
     for made in results.sources:
         path = results.out / made.source / "missing.parquet"
         if made.result is None:
-            lost = pl.DataFrame({"uid": uids.to_hex(placing.distinct(inside[made.source])[0])}, {"uid": pl.String})
+            gone = uids.to_hex(uid_lists.distinct(inside[made.source])[0])
+            lost = pl.DataFrame({"uid": gone}, {"uid": pl.String})
             lost = lost.with_columns(cause=pl.lit(placing.NOT_DOWNLOADED))
         elif path.is_file():
             lost = pl.read_parquet(path, glob=False)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate import selection, shards
+from curate import selection, shards, uid_lists
 from curate.errors import InputError
 from curate.pool import Pool, open_pool
 from curate.pool.adopt import adopt
@@ -531,7 +531,7 @@ def test_receipts_are_complete(pool: Pool, tmp_path: Path) -> None:
 def test_bytes_are_estimated_before_they_are_copied(pool: Pool, tmp_path: Path) -> None:
     for wanted in (everything(3, 4), [uid_of(0, 0)] * 3):
         make_selection(pool, wanted)
-        uids, copies = placing.distinct(selection.load(pool.layout, None).uids())
+        uids, copies = uid_lists.distinct(selection.load(pool.layout, None).uids())
         about = placing.bytes_about(placing.make_plan(pool, uids, copies))
         result = made(pool, tmp_path / f"out{len(wanted)}")
         assert result.bytes <= about <= result.bytes * 2
@@ -539,9 +539,9 @@ def test_bytes_are_estimated_before_they_are_copied(pool: Pool, tmp_path: Path) 
 
 def test_find_and_distinct() -> None:
     listed = [f"{0:016x}{n:016x}" for n in (1, 3, 3, 5)] + [f"{7:016x}{0:016x}"]
-    ordered, copies = placing.distinct(to_pairs(pa.array(listed)))
+    ordered, copies = uid_lists.distinct(to_pairs(pa.array(listed)))
     assert copies.tolist() == [1, 2, 1, 1]
     wanted = [f"{h:016x}{low:016x}" for h, low in ((0, 5), (0, 2), (7, 0), (7, 1), (9, 9), (0, 1))]
     assert find(ordered, to_pairs(pa.array(wanted))).tolist() == [2, -1, 3, -1, -1, 0]
     assert find(ordered[:0], ordered).tolist() == [-1] * 4
-    assert [len(a) for a in placing.distinct(ordered[:0])] == [0, 0]
+    assert [len(a) for a in uid_lists.distinct(ordered[:0])] == [0, 0]
