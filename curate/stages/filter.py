@@ -138,8 +138,8 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
     if not pool.rows:
         if pool.unreadable:
             first, further = next(iter(pool.unreadable.values())), len(pool.unreadable) - 1
-            what = f"no part of it can be read ({first}" + (f", and {further:,} more)" if further else ")")
-            raise PartError(pool.folders, what, hint="curate verify says what else is")
+            said = f"no part of it can be read ({first}" + (f", and {further:,} more)" if further else ")")
+            raise PartError(pool.folders, said, hint="curate verify says what else is")
         raise InputError(pool.folders, "has no samples", hint="curate status says what is there")
     failed = {name: str(error) for name, error in pool.unreadable.items()}
     for todo in needs.plan(pool, recipe, request.means, whole=False):
