@@ -28,6 +28,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from curate import uids
 from curate.errors import InputError, SampleError
 
 if TYPE_CHECKING:
@@ -463,13 +464,5 @@ def chance(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], seed: int)
     """A number in [0, 1) for each 128-bit uid (its two halves), by splitmix64 over (uid, seed)."""
     import numpy as np
 
-    with np.errstate(over="ignore"):
-        x = high ^ (np.uint64(seed & 0xFFFFFFFFFFFFFFFF) * np.uint64(0x9E3779B97F4A7C15))
-        for word in (low, np.uint64(0x94D049BB133111EB)):
-            x = x + np.uint64(0x9E3779B97F4A7C15)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x = (x ^ (x >> np.uint64(31))) ^ word
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = x ^ (x >> np.uint64(27))
-    return np.asarray((x >> np.uint64(11)).astype(np.float64) / float(1 << 53))
+    bits = uids.mixed(high, low, seed=seed, word=0x94D049BB133111EB)
+    return np.asarray((bits >> np.uint64(11)).astype(np.float64) / float(1 << 53))

@@ -88,6 +88,10 @@ def scale(name: str) -> Scale:
     return SCALES[name]
 
 
+_BLOCK = 1 << 16
+"""uids that are ranked at once: as Python's bytes each takes some 50."""
+
+
 def scale_ranks(pairs: npt.NDArray[np.void], seed: int) -> npt.NDArray[np.uint64]:
     """The place of each uid in the order in which scales take samples: smaller is taken first.
 
@@ -96,11 +100,16 @@ def scale_ranks(pairs: npt.NDArray[np.void], seed: int) -> npt.NDArray[np.uint64
     """
     import numpy as np
 
-    swapped = np.empty((len(pairs), 2), dtype=">u8")
-    swapped[:, 0], swapped[:, 1] = pairs["f0"], pairs["f1"]
-    raw, sha256, prefix = swapped.tobytes(), hashlib.sha256, b"%d:" % seed
-    heads = b"".join([sha256(prefix + raw[i : i + 16]).digest()[:8] for i in range(0, len(raw), 16)])
-    return np.frombuffer(heads, dtype=">u8").astype(np.uint64)
+    ranks = np.empty(len(pairs), dtype=np.uint64)
+    sha256, prefix = hashlib.sha256, b"%d:" % seed
+    for start in range(0, len(pairs), _BLOCK):
+        some = pairs[start : start + _BLOCK]
+        swapped = np.empty((len(some), 2), dtype=">u8")
+        swapped[:, 0], swapped[:, 1] = some["f0"], some["f1"]
+        raw = swapped.tobytes()
+        heads = b"".join([sha256(prefix + raw[i : i + 16]).digest()[:8] for i in range(0, len(raw), 16)])
+        ranks[start : start + len(some)] = np.frombuffer(heads, dtype=">u8")
+    return ranks
 
 
 def scale_limit(ranks: Iterable[npt.NDArray[np.uint64]], size: int) -> np.uint64 | None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _HEX32 = re.compile(r"[0-9a-f]{32}")
 
+GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 over the golden ratio: multiples of it lie far apart."""
 UID_DTYPE = "u8,u8"
 """DataComp's dtype of a uid list: f0 the high, f1 the low 64 bits."""
 
@@ -146,3 +148,23 @@ def find(ordered: npt.NDArray[np.void], wanted: npt.NDArray[np.void]) -> npt.NDA
         if not on.any():
             return found
         left, at = left[on], at[on] + 1
+
+
+def mixed(
+    high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64], *, seed: int, word: int
+) -> npt.NDArray[np.uint64]:
+    """64 bits for each 128, as if by chance, by splitmix64's mixing over both halves, the seed and `word`."""
+    import numpy as np
+
+    def whole(number: int) -> np.uint64:
+        return np.uint64(number & 0xFFFFFFFFFFFFFFFF)
+
+    with np.errstate(over="ignore"):
+        x = high ^ (whole(seed) * np.uint64(GOLDEN))
+        for then in (low, whole(word)):
+            x = x + np.uint64(GOLDEN)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = (x ^ (x >> np.uint64(31))) ^ then
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        return x ^ (x >> np.uint64(27))

@@ -22,7 +22,7 @@ from curate.runner import Task
 from curate.stages import placing, resharding
 from curate.stages.columns import ints, numbers
 from curate.stages.placing import Pairs, Plan, Rows, Source
-from curate.uids import sort_order
+from curate.uids import GOLDEN, mixed, sort_order
 
 if TYPE_CHECKING:
     from curate.engines.local import Tick
@@ -91,16 +91,7 @@ def _steps(rounds: int, shards: int, n: int, seed: int) -> list[npt.NDArray[np.i
 
 
 def _chance(high: Words, low: Words, seed: int) -> Words:
-    """64 bits for each 128, by splitmix64's mixing over both halves and the seed."""
-    with np.errstate(over="ignore"):
-        x = high ^ (np.uint64(seed & 0xFFFFFFFFFFFFFFFF) * np.uint64(0x9E3779B97F4A7C15))
-        for word in (low, np.uint64(seed & 0xFFFFFFFFFFFFFFFF)):
-            x = x + np.uint64(0x9E3779B97F4A7C15)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x = (x ^ (x >> np.uint64(31))) ^ word
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        return x ^ (x >> np.uint64(27))
+    return mixed(high, low, seed=seed, word=seed)
 
 
 def _order(keys: Words) -> npt.NDArray[np.intp]:
@@ -180,7 +171,7 @@ def shuffle(plan: Plan, samples_per_shard: int, seed: int, faces: Faces | None) 
     which = np.repeat(np.arange(len(plan.uids)), plan.copies)
     copy = (np.arange(len(which)) - np.repeat(np.cumsum(plan.copies) - plan.copies, plan.copies)).astype(np.int32)
     with np.errstate(over="ignore"):
-        low = plan.uids["f1"][which] + copy.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        low = plan.uids["f1"][which] + copy.astype(np.uint64) * np.uint64(GOLDEN)
     order = np.lexsort((_chance(plan.uids["f0"][which], low, ~seed), dealt))
     return Shuffle(plan, faces, which, copy, dealt, order, shards)
 
