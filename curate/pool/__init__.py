@@ -20,6 +20,7 @@ from curate.pool import columns as columns_
 from curate.pool import layout as layouts
 from curate.pool.layout import Layout, Shard
 from curate.pool.names import PUBLISHED, column_in, machine_names
+from curate.shards import readable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -249,8 +250,9 @@ class Pool:
         """The error code of each sample that has no image here, else null; a String series of the part's rows."""
         import polars as pl
 
-        frame = self.scan(part, [FAILED], optional=[FAILED]).collect()
-        return frame[FAILED].cast(pl.String)
+        frame = self.scan(part, [FAILED], optional=[FAILED])
+        with reading(frame, part):
+            return frame.collect()[FAILED].cast(pl.String)
 
     def uids(self, part: Part, rows: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.void]:
         """The uids of one part, or of some of its rows, as pairs of u8, in its order.
@@ -412,15 +414,10 @@ def reading(frame: pl.LazyFrame, part: Part) -> Iterator[None]:
 
 
 def _footer(path: Path) -> pa.parquet.FileMetaData:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with readable(path):
         return pq.read_metadata(path)
-    except FileNotFoundError as error:
-        raise PartError(str(path), "is missing", hint="curate verify says what else is") from error
-    except (pa.ArrowException, OSError) as error:
-        raise PartError(str(path), f"is not a readable Parquet file ({error})") from error
 
 
 def need_shards(pool: Pool) -> list[Shard]:

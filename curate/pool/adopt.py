@@ -18,8 +18,6 @@ from curate.pool.layout import file_identity
 from curate.pool.names import column_in
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from curate.engines.local import Tick
     from curate.receipts import Output
 
@@ -73,7 +71,7 @@ def _adopt_shard(output: Output, tick: Tick, shard: Shard) -> Mapping[str, int]:
     if shard.foreign_table is None:
         table = foreign.table_of_tar(shard.tar, index)
     else:
-        table = foreign.completed(_read(shard.foreign_table), index[0], shard.foreign_table)
+        table = foreign.completed(shards.read_table(shard.foreign_table), index[0], shard.foreign_table)
     shards.write_table(output, shard.table.name, table)
     shards.write_table(output, shard.index.name, shards.index_table(*index))
     failed = len(table) - table["error_code"].null_count
@@ -87,17 +85,7 @@ def _adopt_metadata(output: Output, tick: Tick, path: Path) -> Mapping[str, int]
 
     names = pq.read_schema(path).names
     wanted = [c for c in (column_in(names, "url"), column_in(names, "caption")) if c]
-    made = foreign.uids_of(_read(path, wanted or None), path)
+    made = foreign.uids_of(shards.read_table(path, wanted or None), path)
     shards.write_table(output, f"{path.stem}.uids.parquet", pa.table({"uid": made}))
     tick(len(made), 0)
     return {"samples": len(made), "ok": len(made)}
-
-
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(path).read(columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise PartError(str(path), f"is not a readable Parquet file ({error})") from error

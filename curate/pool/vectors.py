@@ -58,7 +58,7 @@ class VectorSource:
         else:
             try:
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise PartError(str(path), f"cannot be read ({error})", hint=self._remedy()) from error
         if array.ndim != 2 or array.dtype not in (np.float16, np.float32):
             what = f"{self.side} vectors of {self.model} are no matrix of float16 or float32"
