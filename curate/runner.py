@@ -16,7 +16,7 @@ from typing import Any
 from curate import disk, receipts
 from curate.engines import local
 from curate.errors import Busy, CurateError, PartError, StopError
-from curate.progress import Progress, progress
+from curate.progress import Progress, plural, progress
 from curate.receipts import Output, Receipt
 
 log = logging.getLogger("curate.runner")
@@ -145,7 +145,12 @@ def _say_changes(stage: str, changed: list[tuple[Receipt, Task]]) -> None:
     if changed:
         before, task = changed[0]
         names = receipts.changed(before.what, task.what)
-        log.warning("%s: %d parts are redone, because these changed: %s", stage, len(changed), ", ".join(names))
+        log.warning(
+            "%s: %s redone, because these changed: %s",
+            stage,
+            plural(len(changed), "part is", "parts are"),
+            ", ".join(names),
+        )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from curate.pixels import Decoders, PixelBatch
 from curate.pool import FAILED, Part, Pool, Shard, need_shards, reading
 from curate.pool.adopt import adopt
 from curate.preprocess import preprocess_of
+from curate.progress import plural
 from curate.shards import write_table
 from curate.stages import reuse
 from curate.stages.reuse import Todo
@@ -213,7 +214,11 @@ def _describe(folder: Path, wanted: Mapping[str, Any]) -> None:
     stale = receipts.receipts(folder)
     if stale:
         names = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
-        log.warning("embed: %d parts are redone, because these changed: %s", len(stale), ", ".join(names))
+        log.warning(
+            "embed: %s redone, because these changed: %s",
+            plural(len(stale), "part is", "parts are"),
+            ", ".join(names),
+        )
         for part in stale:
             receipts.remove_part(folder, part)
     receipts.write_json(folder / "model.json", wanted)

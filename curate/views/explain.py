@@ -261,7 +261,8 @@ def lines(told: Mapping[str, Any]) -> list[str | list[tuple[Any, ...]]]:
         out.append(f"{len(told['rows'])} rows have it")
     if listed := told["listed"]:
         out.append(
-            f"list {listed['name']}: " + (f"stands {listed['copies']} times" if listed["copies"] else "not in it")
+            f"list {listed['name']}: "
+            + (f"stands {plural(listed['copies'], 'time')}" if listed["copies"] else "not in it")
         )
     for row in told["rows"]:
         out += ["", *_row_lines(row)]

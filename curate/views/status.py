@@ -161,7 +161,7 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     out = [f"{told['pool']}: {KINDS.get(told['kind'], told['kind'])}"]
     unread = not told["samples"] and told["shards"] and told["stored"] is None
     samples = "not counted yet," if unread else f"{told['samples']:,}"
-    out.append(f"samples   {samples} in {told['parts']:,} parts")
+    out.append(f"samples   {samples} in {plural(told['parts'], 'part')}")
     if told["awaited"]:
         awaited = plural(told["awaited"], "shard")
         out.append(f"awaited   {awaited} of the list not here yet: the same curate download goes on")
