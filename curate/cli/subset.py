@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from curate.cli import _common as common
-from curate.cli._common import JsonOption, PoolsOption, WorkersOption, WorkOption
+from curate.cli._common import JsonOption, PoolsOption, StaleOption, WorkersOption, WorkOption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,10 @@ def subset(
         str, typer.Option("--scale", help="DataComp's training budget: debug, small, medium, large or xlarge.")
     ],
     selection: Annotated[
-        str | None, typer.Option("--selection", help="Which selection.  [default: the latest]", show_default=False)
+        str | None,
+        typer.Option(
+            "--selection", help="Which selection, or a uid list.  [default: the latest]", show_default=False
+        ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The new folder.")] = Path("subset"),
     pool: PoolsOption = None,
@@ -78,9 +81,7 @@ def subset(
     require_all: Annotated[
         bool, typer.Option("--require-all", help="Exit 3 if a selected sample has no image here.")
     ] = False,
-    allow_stale: Annotated[
-        bool, typer.Option("--allow-stale", help="Take a selection that was made of an older state of the pool.")
-    ] = False,
+    allow_stale: StaleOption = False,
     virtual: Annotated[
         bool, typer.Option("--virtual", help="Write no shards: an index of the pool's own, for curate.sampling.")
     ] = False,

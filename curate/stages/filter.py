@@ -206,6 +206,7 @@ def _broken(pool: Pool, recipe: Recipe) -> dict[str, PartError]:
     for part in samples.parts:
         try:
             pool.uids(part)
+            pool.failed(part)
             for rule in (r for step in recipe for r in step.rules):
                 frame = samples.frame(rule.needs, part)
                 with reading(frame, part):

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -281,14 +281,14 @@ def fingerprint(plan: Plan, sources: Sequence[Source]) -> dict[str, Any]:
     return {"inputs": {s.shard.name: known(plan, s.number) for s in sources}, "rows": rows.hexdigest()}
 
 
-def holes(shards: Sequence[Shard]) -> list[str]:
-    """The numbers that are missing between the first and the last shard, where shards are called by numbers."""
+def holes(shards: Sequence[Shard], most: int = 1000) -> list[str]:
+    """The first numbers that are missing between two shards, where shards are called by numbers: at most `most`."""
     names = [s.name for s in shards]
     if not all(name.isdecimal() for name in names):
         return []
-    there = {int(name) for name in names}
     width = max(map(len, names), default=0)
-    return [f"{n:0{width}d}" for n in range(min(there, default=0), max(there, default=0)) if n not in there]
+    between = (range(a + 1, b) for a, b in pairwise(sorted(map(int, names))))
+    return [f"{n:0{width}d}" for n in islice(chain.from_iterable(between), most)]
 
 
 def unfinished(shards: Sequence[Shard]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from curate import receipts, scales, uids
@@ -455,6 +456,20 @@ def test_a_part_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> Non
     assert list(outcome.failed_parts) == ["b"]
     assert "is not a readable Parquet file" in outcome.failed_parts["b"]
     assert list(outcome.selection.raw["failed_parts"]) == ["b"]
+
+
+def test_a_part_with_a_damaged_column_of_error_codes_is_left_out_and_named(tmp_path: Path) -> None:
+    make_pool(tmp_path, fails=lambda shard, row: "http_404" if row == 1 else None)
+    path = tmp_path / "shards" / "00000001.parquet"
+    group = pq.read_metadata(path).row_group(0)
+    (column,) = (c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "error_code")
+    raw, start = bytearray(path.read_bytes()), column.dictionary_page_offset or column.data_page_offset
+    raw[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(raw)
+    outcome = run(tmp_path, "basic:language=,min_side=1")
+    assert list(outcome.failed_parts) == ["00000001"]
+    assert "00000001.parquet: cannot be read" in outcome.failed_parts["00000001"]
+    assert outcome.selection.funnel[0]["unjudged"] == {"http_404": 1}
 
 
 def test_a_pool_without_samples_is_refused(tmp_path: Path) -> None:
