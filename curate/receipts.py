@@ -19,26 +19,16 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from curate import devices
 from curate.disk import disk, fsync_folder, lock, make_folder, same_file
 from curate.errors import Busy, CurateError, InputError, PartError
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+from curate.sink import Sink
 
 FORMAT = 1
 RECEIPTS = "_receipts"
 CHUNK = 1 << 20
-AT_ONCE = 1 << 16
-"""Calls end at multiples of this: for more the kernel takes larger pages, which virtual machines get slowly."""
-BESIDE = 1 << 20
-"""Bytes from which another thread hashes while this one writes."""
-AHEAD = 8 << 20
-"""Bytes from which the disk is asked to begin."""
 
 
 # --- the five calls that change the disk (a test stops the process at each of them) -----------------------
@@ -186,58 +176,6 @@ def check_format(raw: Mapping[str, Any], path: Path) -> None:
 # --- outputs ----------------------------------------------------------------------------------------------
 
 
-@cache
-def _hashers() -> ThreadPoolExecutor:
-    from concurrent import futures
-
-    return futures.ThreadPoolExecutor(devices.cores(), thread_name_prefix="sha256")
-
-
-class _Raw(io.RawIOBase):
-    """An unbuffered sink that hashes what it writes and cannot seek."""
-
-    def __init__(self, fd: int, path: Path) -> None:
-        self.fd, self.path = fd, path
-        self.hash = hashlib.sha256()
-        self.size = self.sent = 0
-        self.dropped = False
-        """Whether nobody wants it any more: then it takes bytes and writes none."""
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.size
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        if self.dropped:
-            return len(view)
-        beside = _hashers().submit(self.hash.update, view) if len(view) >= BESIDE else None
-        done = 0
-        try:
-            with disk(self.path):
-                while done < len(view):
-                    done += _write(self.fd, view[done : done + AT_ONCE - (self.size + done) % AT_ONCE])
-        finally:  # also where the disk refuses: the bytes are only lent, and gone when this returns
-            beside.result() if beside else self.hash.update(view)
-        self.size += done
-        self._hurry()
-        return done
-
-    def _hurry(self) -> None:
-        """Have the disk begin with what is written, so that the fsync at the end has little left to wait for."""
-        if self.size - self.sent >= AHEAD:
-            # on Linux this starts the writing of dirty pages and waits for none
-            os.posix_fadvise(self.fd, self.sent, self.size - self.sent, os.POSIX_FADV_DONTNEED)
-            self.sent = self.size
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            os.close(self.fd)
-
-
 class Output:
     """The files of one part in the making. `open` them in any order, then `commit` once."""
 
@@ -245,15 +183,16 @@ class Output:
         self.stage, self.version, self.part, self.folder = stage, version, part, folder
         self.what = what
         self._replacing = False
-        self._files: dict[str, tuple[io.BufferedWriter, _Raw, bool]] = {}
+        self._files: dict[str, tuple[io.BufferedWriter, Sink, bool]] = {}
         self._began = time.time()
 
-    def open(self, name: str, *, varies: bool = False) -> BinaryIO:
+    def open(self, name: str, *, varies: bool = False, past_cache: bool = False) -> BinaryIO:
         """A sequential binary sink for the file `name` in the folder; `varies` marks clock readings.
 
-        Closing it is left to `commit`; a caller may close it before.
+        `past_cache` is for files of very many bytes that nobody reads soon, see `Sink`. Closing it is left to
+        `commit`; a caller may close it before.
         """
-        raw = _open_temporary(self.folder / name)
+        raw = _open_temporary(self.folder / name, past_cache=past_cache)
         # BufferedWriter closes raw; a pyarrow or tar writer on top may close both
         writer = _KeptOpen(raw, CHUNK)
         self._files[name] = (writer, raw, varies)
@@ -323,7 +262,7 @@ class _KeptOpen(io.BufferedWriter):
             self.flush()
 
 
-def _open_temporary(path: Path, *, wait: bool = False) -> _Raw:
+def _open_temporary(path: Path, *, wait: bool = False, past_cache: bool = False) -> Sink:
     """The `.tmp` file of `path`, empty and locked. Raises Busy where another process writes it, unless `wait`."""
     make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
@@ -337,17 +276,18 @@ def _open_temporary(path: Path, *, wait: bool = False) -> _Raw:
             raise Busy(str(path), "is being written by another process") from error
         if same_file(fd, temporary):
             os.ftruncate(fd, 0)
-            return _Raw(fd, temporary)
+            return Sink(fd, temporary, lambda fd, data: _write(fd, data), past_cache=past_cache)
         os.close(fd)  # renamed or swept since it was opened: make another
 
 
-def _finish(writer: io.BufferedWriter, raw: _Raw) -> None:
+def _finish(writer: io.BufferedWriter, raw: Sink) -> None:
     writer.flush()
+    raw.settle()
     with disk(raw.path):
         _fsync(raw.fd)
 
 
-def _drop(writer: io.BufferedWriter, raw: _Raw) -> None:
+def _drop(writer: io.BufferedWriter, raw: Sink) -> None:
     """Give up a file that has not its final name yet."""
     raw.dropped = True
     with suppress(ValueError):  # from a commit that failed after it closed this one

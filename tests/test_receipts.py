@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from curate import receipts, runner
+from curate import receipts, runner, sink
 from curate.disk import lock
 from curate.errors import Busy, InputError, StopError
 from curate.receipts import Output, Receipt, digest, read_receipt, receipt_path, sweep
@@ -274,8 +274,8 @@ def test_a_write_that_fails_does_not_return_before_its_bytes_are_hashed(
     monkeypatch.setattr(receipts, "_write", full)
     monkeypatch.setattr(raw, "hash", Slow())
     with pytest.raises(StopError):
-        raw.write(b"x" * receipts.BESIDE)
-    assert ends == [receipts.BESIDE]
+        raw.write(b"x" * sink.BESIDE)
+    assert ends == [sink.BESIDE]
     raw.close()
 
 

@@ -83,7 +83,7 @@ def write_rows(
         rows["key"].combine_chunks(),
     )
     table = rows.drop_columns([c for c in PRIVATE if c in rows.column_names])
-    tar = Copies(output.open(f"{name}.tar"))
+    tar = Copies(output.open(f"{name}.tar", past_cache=True))
     if faces is None:
         tar.copy(runs, tick=tick)
     else:
