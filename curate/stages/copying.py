@@ -230,16 +230,20 @@ def _ranges(runs: Runs, which: slice, starts: Longs | None = None) -> Iterator[t
 
 def _fill(view: memoryview, runs: Runs, which: slice, starts: Longs, tars: _Tars) -> None:
     for place, offset, length, start in _ranges(runs, which, starts):
-        done = os.preadv(tars[place], [view[start : start + length]], offset)
+        fd, path = tars[place], str(runs.tars[place])
+        done = 0
         while done < length:
-            got = os.preadv(tars[place], [view[start + done : start + length]], offset + done)
+            try:
+                got = os.preadv(fd, [view[start + done : start + length]], offset + done)
+            except OSError as error:
+                raise PartError(path, f"cannot be read ({error.strerror})", hint=_DAMAGED) from error
             if not got:
-                raise PartError(
-                    str(runs.tars[place]),
-                    f"is cut short (it ends at {offset + done:,}, a sample at {offset + length:,})",
-                    hint="curate verify says what else is; without the tar, its samples are listed as missing",
-                )
+                what = f"is cut short (it ends at {offset + done:,}, a sample at {offset + length:,})"
+                raise PartError(path, what, hint=_DAMAGED)
             done += got
+
+
+_DAMAGED = "curate verify says what else is; without the tar, its samples are listed as missing"
 
 
 def rewritten(run: memoryview, runs: Runs, at: int) -> bytes:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import json
 import logging
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -296,6 +298,24 @@ def test_blocks_that_are_not_the_samples_fail_the_part(pool: Pool, tmp_path: Pat
     assert len(list((tmp_path / "out/shards").glob("*.tar"))) == 4
     assert not json.loads((tmp_path / "out/subset.json").read_text())["done"]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_disk_that_cannot_read_a_tar_fails_the_part(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pool/shards/00000001.tar"
+    real, bad = os.preadv, path.stat().st_ino
+
+    def read(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        if os.fstat(fd).st_ino == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", read)
+    result = made(pool, tmp_path / "out", samples_per_shard=4)
+    assert result.failure is not None
+    assert "1 of 3 shards could not be made" in str(result.failure)
+    assert "curate verify" in str(result.failure.hint)
 
 
 # --- other pools ------------------------------------------------------------------------------------------
