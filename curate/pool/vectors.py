@@ -125,6 +125,12 @@ def find(pool: Pool, model: str, side: str) -> VectorSource | None:
 
 def lacking(pool: Pool, model: str) -> dict[str, str]:
     """The parts that have no published vectors of `model` although others have, and why."""
+    found = absent(pool, model)
+    return found if len(found) < len(pool.parts) else {}
+
+
+def absent(pool: Pool, model: str) -> dict[str, str]:
+    """The parts that have no published vectors of `model`, and why; none for a model that nobody publishes."""
     from curate.pool import npz
 
     names = PUBLISHED.get(model)
@@ -137,10 +143,10 @@ def lacking(pool: Pool, model: str) -> dict[str, str]:
         except PartError as error:
             found[part.name] = str(error)
         else:
-            absent = [n for n in (names.image, names.text) if n not in there]
-            if absent:
-                found[part.name] = f"no {' and no '.join(absent)}" if part.npz else "no npz"
-    return found if len(found) < len(pool.parts) else {}
+            missing = [n for n in (names.image, names.text) if n not in there]
+            if missing:
+                found[part.name] = f"no {' and no '.join(missing)}" if part.npz else "no npz"
+    return found
 
 
 def widths(pool: Pool) -> dict[tuple[str, str, str], tuple[Path, int]]:

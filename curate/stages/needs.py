@@ -19,6 +19,7 @@ from curate.errors import InputError
 from curate.filter_api import Need, Neighbours, Score, Scorer, Similarity, Vectors
 from curate.plugins import blamed
 from curate.pool import Pool, need_shards, vectors
+from curate.pool.names import PUBLISHED
 from curate.progress import span
 from curate.recipe import Recipe, Rule
 from curate.stages import embed, joint, score
@@ -103,6 +104,8 @@ def _for_need(pool: Pool, rule: Rule, need: Need, means: Means, whole: bool) -> 
 
 
 def _embed(pool: Pool, model: str, means: Means) -> Iterator[Work]:
+    if not pool.shards and model in PUBLISHED:
+        raise _no_vectors(pool, model)
     need_shards(pool)
     spec = models.parse(model)
     todo = embed.pending(pool, spec, means.device)
@@ -116,6 +119,16 @@ def _embed(pool: Pool, model: str, means: Means) -> Iterator[Work]:
             lambda: embed.embed(pool, spec, device=means.device, workers=means.workers),
             lambda: todo.rows * _embed_seconds(pool, spec, means) if todo.rows else 0.0,
         )
+
+
+def _no_vectors(pool: Pool, model: str) -> InputError:
+    """The refusal of metadata alone, of which the model's vectors might have been published."""
+    part, why = next(iter(vectors.absent(pool, model).items()), ("", "no parts"))
+    return InputError(
+        str(pool.layout.root),
+        f"has no shards, so no pixels, and lacks published vectors of {model} ({part}: {why})",
+        hint="curate download --pool DIR fetches the images, and with --embeddings DataComp's vectors",
+    )
 
 
 def _embed_seconds(pool: Pool, spec: models.ModelSpec, means: Means) -> float:

@@ -134,7 +134,8 @@ def test_an_npz_that_is_not_there() -> None:
     NPZ.unlink()
     ran = filtered(NEAR)
     assert f"warning: {BROKEN} has no published vectors of ViT-L-14/openai: no npz" in ran.err
-    refused(ran, "has no shards, so no pixels (found: metadata alone)", "curate download")
+    says = f"has no shards, so no pixels, and lacks published vectors of ViT-L-14/openai ({BROKEN}: no npz)"
+    refused(ran, says, "--embeddings")
     assert not Path("pool/selections").exists()
     succeeded(filtered(COLUMN))
 
