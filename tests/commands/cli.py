@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from curate import assets
 from curate.cli import main
 
 
@@ -47,4 +48,5 @@ def curate(*args: object) -> Ran:
             for handler in root.handlers:
                 handler.close()
             root.handlers[:], root.level = before
+            assets.give({})  # the files of `--asset` were this command's
     return Ran(code, out.getvalue(), err.getvalue())
