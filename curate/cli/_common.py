@@ -42,10 +42,23 @@ PoolsOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _folder(given: str) -> Path:
+    """The folder that an option names: an empty one would be the folder that the command runs in."""
+    if not given:
+        raise InputError("--work", "names no folder (found '')", hint="--work . is this folder")
+    return Path(given)
+
+
 WorkOption = Annotated[
     Path | None,
     typer.Option(
-        "--work", help="Write here instead of into the pool (for one that is read-only).", show_default=False
+        "--work",
+        parser=_folder,
+        metavar="DIR",
+        help="Write here instead of into the pool (for one that is read-only).",
+        show_default=False,
     ),
 ]
 WorkersOption = Annotated[
@@ -70,6 +83,8 @@ def pool_path(given: Sequence[str | Path] | None) -> Path:
         found = ", ".join(map(str, given))
         hint = f"--pool {given[0]}; several at once are for curate filter, subset, selection and explain"
         raise InputError("--pool", f"this command takes one pool (found {len(given)}: {found})", hint=hint)
+    if given and not str(given[0]):  # as a path it would be the folder that the command runs in
+        raise InputError("--pool", "names no folder (found '')", hint="--pool . is this folder")
     return Path(given[0] if given else os.environ.get("CURATE_POOL") or "pool").expanduser()
 
 

@@ -235,6 +235,8 @@ def open_pools(given: Sequence[str | Path], work: str | Path | None = None) -> P
 def _named(given: str) -> tuple[str | None, Path]:
     """NAME and DIR of NAME=DIR, no name where it is a folder as it stands or has no name in front."""
     name, equals, path = given.partition("=")
+    if not (path if equals else given):  # as a path it would be the folder that the command runs in
+        raise InputError("--pool", f"names no folder (found {given!r})", hint="--pool . is this folder")
     if equals and "/" not in name and os.sep not in name and not Path(given).expanduser().is_dir():
         return name, Path(path).expanduser()
     return None, Path(given).expanduser()

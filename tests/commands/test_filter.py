@@ -121,6 +121,21 @@ def test_a_pool_that_is_not_there(tmp_path: Path) -> None:
     assert "hint: " in ran.err
 
 
+@pytest.mark.parametrize("command", [("filter", "--rule", "random:n=1"), ("status",), ("embed", "--model", "tiny")])
+def test_a_pool_without_a_name_is_not_the_folder_that_a_command_runs_in(
+    pool: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """So it would be of a shell variable that is not set."""
+    monkeypatch.chdir(pool)
+    before = sorted(pool.rglob("*"))
+    for words in (("--pool", ""), ("--pool", pool, "--work", "")):
+        ran = curate(*command, *words)
+        assert (ran.code, ran.out) == (2, "")
+        option = words[-2]
+        assert f"curate: {option}: names no folder (found '')\nhint: {option} . is this folder" in ran.err
+    assert sorted(pool.rglob("*")) == before
+
+
 # --- what a rule needs ------------------------------------------------------------------------------------
 
 TINY = "clipscore:model=tiny,top=0.5"

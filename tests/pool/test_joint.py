@@ -331,6 +331,8 @@ def test_other_commands_take_one_pool(tmp_path: Path, command: str) -> None:
         (("a--b=left", "right"), "a source cannot be called 'a--b'"),
         (("=left", "right"), "a source cannot be called ''"),
         (("x=left",), "names a source, and there is one pool"),
+        (("",), "--pool: names no folder (found '')"),
+        (("left", "y="), "--pool: names no folder (found 'y=')"),
         (("left", "gone"), "no such pool"),
     ],
 )
