@@ -12,14 +12,15 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 
-from curate import devices
+from curate import devices, scales
 from curate import recipe as recipes
+from curate.assets import REGISTRY
 from curate.errors import InputError
 from curate.filter_api import Column, File, Score, settings_of
 from curate.filters._centroids import Centroid
 from curate.filters._language import Language
 from curate.filters._tokens import count_tokens
-from curate.filters.image_based import ImageBased
+from curate.filters.image_based import _SCALES, ImageBased
 from curate.pool import Pool, open_pool
 from curate.stages import score
 from curate.stages.filter import Outcome, Request, filter_pool
@@ -470,3 +471,9 @@ def test_targets_are_worked_out_on_the_commands_device(
     monkeypatch.setattr(devices, "best", lambda: "cpu")
     filter_pool(pool, request, allow=lambda work: None)
     assert seen == [used]
+
+
+def test_its_scales_are_those_of_the_machine_and_of_the_published_centroids() -> None:
+    sizes = {name: scale.pool_size for name, scale in scales.SCALES.items() if scale.pool_size}
+    assert sizes == _SCALES
+    assert tuple(_SCALES) == REGISTRY["centroids"].variants
