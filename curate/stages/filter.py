@@ -241,17 +241,21 @@ def _fingerprint(pool: Pool, recipe: Recipe, request: Request) -> dict[str, Any]
 def _inputs(pool: Pool, recipe: Recipe) -> dict[str, str]:
     """The identity of every score and embedding that the rules read.
 
-    Not of scores that are computed for some rows: which ones, depends on what was asked before, their values do
-    not.
+    Of scores that are computed for some rows the identity of what they are computed from: which rows those are
+    depends on what was asked before, their values do not.
     """
     read = {}
     for share in (s for step in recipe for rule in step.rules for s in joint.shares(pool, rule.needs)):
         samples = Samples(share.pool)
-        whole = [n for n in share.needs if not (isinstance(n, Score) and samples.some_rows(n.scorer))]
-        for folder in samples.folders(whole):
+        needed = [
+            need
+            for n in share.needs
+            for need in (n.scorer.needs() if isinstance(n, Score) and samples.some_rows(n.scorer) else [n])
+        ]
+        for folder in samples.folders(needed):
             known = {part: r.identity for part, r in receipts.receipts(folder).items()}
             read[share.prefix + folder.name] = receipts.digest(known)
-        for source in samples.published(share.needs):
+        for source in samples.published(needed):
             known = {part.name: source.identity(part.name) for part in samples.parts}
             read[f"{share.prefix}{source.model} {source.side}"] = receipts.digest(known)
     return read

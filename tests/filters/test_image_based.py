@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -425,6 +426,24 @@ def test_two_sets_of_centroids_are_two_scores(tmp_path: Path, files: tuple[File,
     other = saved(tmp_path / "other.npy", np.load(files[0].path)[::-1])
     run(open_pool(tmp_path / "pool"), recipe_file(tmp_path / "recipe.toml", [image_rule((other, files[1]))]))
     assert len(list((tmp_path / "pool" / "scores").glob("centroid-v1-*"))) == 2
+
+
+def test_vectors_that_others_changed_are_read_again(tmp_path: Path, files: tuple[File, File]) -> None:
+    make_pool(tmp_path / "pool", 60, 5)
+    recipe = recipe_file(
+        tmp_path / "recipe.toml", [image_rule(files).replace("language_model", "language = ''\n#")]
+    )
+    before = run(open_pool(tmp_path / "pool"), recipe).selection.uids().copy()
+    assert run(open_pool(tmp_path / "pool"), recipe).reused
+    npz = tmp_path / "pool" / "metadata" / f"{0:032x}.npz"
+    with np.load(npz) as held:
+        arrays = dict(held)
+    np.savez(npz, **arrays | {"l14_img": arrays["l14_img"][::-1]})
+    after = run(open_pool(tmp_path / "pool"), recipe)
+    assert not after.reused
+    assert after.selection.uids().tobytes() != before.tobytes()
+    fresh = Path(shutil.copytree(tmp_path / "pool", tmp_path / "fresh", ignore=lambda *_: ["scores", "selections"]))
+    assert after.selection.uids().tobytes() == run(open_pool(fresh), recipe).selection.uids().tobytes()
 
 
 @needs_lid
