@@ -25,7 +25,8 @@ MACHINE, POLICY = sorted(CURATE.rglob("*.py")), sorted(FILTERS.rglob("*.py"))
 
 FLOORS: Sequence[frozenset[str]] = (
     # from the ground up; a name is a module or a folder of `curate`
-    frozenset({"curate", "baselines", "devices", "disk", "errors", "progress", "scales", "sink", "uids"}),
+    frozenset({"curate", "devices", "disk", "errors", "progress", "sink", "uids"})
+    | {"baselines", "scales", "subset_layout"},
     frozenset({"engines", "receipts", "shards", "vectors", "captions", "models", "assets"})
     | {"model_names", "preprocess", "decoding", "arrays", "torch_file"}
     | {"uid_files", "uid_lists"},

@@ -17,19 +17,13 @@ from curate.errors import InputError, PartError, UnknownName
 from curate.pool.layout import file_identity
 from curate.receipts import digest, read_json
 from curate.shards import TarWriter, members, read_table, split_name
+from curate.subset_layout import INDEX, LOOKS, MARK, SIZES, TARS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INDEX = "index"
-TARS = "tars.parquet"
-MARK = "subset.json"
-SIZES = "sizes.json"
-
 OPEN = 128
 """Tars that a process holds open at most."""
-THREADS = 16
-"""Tars that are looked at at once when a subset is opened: on a network each look is a wait."""
 NAMED = 5
 
 AGAIN = (
@@ -120,7 +114,7 @@ def _tars(path: Path, pool: Path | None) -> dict[int, Tar]:
 
 def check_tars(folder: Folder) -> None:
     """Look at every tar; raise PartError naming those that are not there or have another size than they had."""
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(LOOKS) as threads:
         looked = zip(folder.tars.values(), threads.map(_looked_at, folder.tars.values()), strict=True)
         wrong = [f"{tar.path} {what}" for tar, what in looked if what]
     if wrong:

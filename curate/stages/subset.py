@@ -31,9 +31,9 @@ from curate.stages import virtual as indexing
 from curate.stages.blurring import Faces
 from curate.stages.card import Facts, card
 from curate.stages.placing import BROKEN, Pairs, Plan
+from curate.subset_layout import INDEX, MARK
 
 STAGE, VERSION = "subset", 1
-MARK = "subset.json"
 SAMPLES_PER_SHARD = 10_000
 PROCESSES_FROM = 8_000_000_000
 """Under so many bytes threads of this process do the work: they are done before processes have started."""
@@ -188,7 +188,7 @@ class _Making:
 
     @property
     def shards(self) -> Path:
-        return self.out / (indexing.FOLDER if self.how.virtual else "shards")
+        return self.out / (INDEX if self.how.virtual else "shards")
 
     def run(self, workers: int, require_all: bool) -> Result:
         gathering, tasks = self._tasks()
@@ -272,7 +272,7 @@ class _Making:
         shutil.rmtree(self.out / shuffled.FOLDER, ignore_errors=True)
         for name in before.get("files", {}):
             (self.out / name).unlink(missing_ok=True)
-        for folder in (self.out / "shards", self.out / indexing.FOLDER):
+        for folder in (self.out / "shards", self.out / INDEX):
             for part in receipts.receipts(folder).keys() - (parts if folder == self.shards else set()):
                 receipts.remove_part(folder, part)
         # last: a kill before it leaves the old mark, so that the next call takes away what is left

@@ -17,6 +17,7 @@ from curate.scales import Scale
 from curate.shards import read_table
 from curate.stages.columns import texts
 from curate.stages.placing import Pairs, Plan
+from curate.subset_layout import SIZES
 from curate.uids import sort_order, to_hex, to_pairs
 
 SHARD_FORMAT = "{:08d}.tar"
@@ -44,7 +45,7 @@ def files(plan: Plan, scale: Scale, sizes: Mapping[str, int], pattern: str) -> d
     return {
         "uids.npy": ids,
         "shards/sample_ids.npy": ids,
-        "shards/sizes.json": receipts.json_bytes({f"{name}.tar": n for name, n in sizes.items()}),
+        f"shards/{SIZES}": receipts.json_bytes({f"{name}.tar": n for name, n in sizes.items()}),
         "shards/meta.json": receipts.json_bytes(meta),
         "training.json": receipts.json_bytes(training),
         "missing.parquet": _missing(plan),

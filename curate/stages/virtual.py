@@ -19,6 +19,7 @@ from curate.pool.layout import file_identity
 from curate.receipts import json_bytes
 from curate.shards import write_table
 from curate.stages.resharding import LENGTH, OFFSET, OLD, TAR, joined, located
+from curate.subset_layout import INDEX, LOOKS, SIZES, TARS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,12 +29,9 @@ if TYPE_CHECKING:
     from curate.receipts import Output
     from curate.stages.placing import Source
 
-FOLDER, TARS, SIZES = "index", "tars.parquet", "sizes.json"
 COLUMNS = {"key": "key", "uid": "uid", "tar": TAR, "source_key": OLD, "offset": OFFSET, "length": LENGTH}
 """The index's columns, and those of `located`'s rows that they are. A sample's key, its uid, the number of its tar,
 its key there, and the byte range of its members."""
-THREADS = 16
-"""Tars that are looked into at once: on a network each look is a wait."""
 
 
 def write_shard(output: Output, tick: Tick, sources: Sequence[Source], *_: object) -> Mapping[str, int]:
@@ -67,7 +65,7 @@ def tars(pool: Pool, shards: Sequence[Shard], used: npt.NDArray[np.int32]) -> by
     numbers = np.unique(used).tolist()
     paths = [shards[number].tar.resolve() for number in numbers]
     root = pool.layout.root.resolve()
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(LOOKS) as threads:
         known = list(threads.map(file_identity, paths))
     inside = [path.is_relative_to(root) for path in paths]
     places = [
@@ -91,4 +89,4 @@ def files(of_real: Mapping[str, bytes], tars: bytes, sizes: Mapping[str, int]) -
     """The files beside the index, of those that stand beside real shards: name to content."""
     kept = {name: data for name, data in of_real.items() if not name.startswith("shards/")}
     listed = json_bytes({f"{name}.parquet": n for name, n in sizes.items()})
-    return {**kept, TARS: tars, f"{FOLDER}/{SIZES}": listed}
+    return {**kept, TARS: tars, f"{INDEX}/{SIZES}": listed}
