@@ -341,8 +341,15 @@ def _step(entry: Any, where: str) -> Step:
     if groups:
         listed = entry[groups[0]] if isinstance(entry[groups[0]], list) else []
         members = tuple(_step(e, f"{where}, {groups[0]} {i}") for i, e in enumerate(listed, 1))
-        if len(entry) > 1 or not members or any(isinstance(r.filter, Sampler) for m in members for r in m.rules):
+        if len(entry) > 1 or not members:
             raise InputError(where, f"{groups[0]} takes a list of judges and nothing else")
+        samplers = [r.name for m in members for r in m.rules if isinstance(r.filter, Sampler)]
+        if samplers:
+            raise InputError(
+                where,
+                f"{groups[0]} takes judges, and {samplers[0]} is a sampler: it chooses among what is left",
+                hint=f"give {samplers[0]} a [[rule]] of its own",
+            )
         return Group(groups[0], members)
     if "use" not in entry:
         raise InputError(

@@ -162,7 +162,7 @@ def test_the_digest_is_of_what_is_said() -> None:
         ("[[rule]]\nany = []", "here, rule 1: any takes a list of judges and nothing else"),
         ("[[rule]]\nany = 3", "here, rule 1: any takes a list of judges and nothing else"),
         ("[[rule]]\nany = 'clipscore'", "here, rule 1: any takes a list of judges and nothing else"),
-        ("[[rule]]\nany = [{use = 'dedup'}]", "here, rule 1: any takes a list of judges and nothing else"),
+        ("[[rule]]\nany = [{use = 'dedup'}]", "here, rule 1: any takes judges, and dedup is a sampler: it chooses"),
         (
             "[[rule]]\nany = [{use = 'clipscore'}]\nuse = 'x'",
             "here, rule 1: any takes a list of judges and nothing",
