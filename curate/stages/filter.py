@@ -169,7 +169,8 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
                 raise
             pool.leave_out(broken)
             failed |= {part: str(error) for part, error in broken.items()}
-            _make(pool, recipe, request, name, what, failed)
+            # what was decided with them is not what is decided without
+            _make(pool, recipe, request, name, {**what, "left out": sorted(broken)}, failed)
     selection.point_at(pool.layout, name)
     return Outcome(selection.load(pool.layout, name), failed, False)
 

@@ -152,9 +152,11 @@ class _Asking:
         if not conditions:
             return rows
         still = pl.all_horizontal([c.fill_null(True) for c in conditions]).alias("still")
+        # of scores that are yet to be computed nothing is read: what is there may be damaged, and is made again
+        needs = [n for n in self.rule.needs if not (isinstance(n, Score) and n.scorer in self.open)]
 
         def prepare(index: int, part: Part) -> tuple[Part, pl.LazyFrame]:
-            return part, samples.frame(self.rule.needs, part)
+            return part, samples.frame(needs, part)
 
         def work(found: tuple[Part, pl.LazyFrame]) -> pl.Series:
             part, frame = found

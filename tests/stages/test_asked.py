@@ -193,6 +193,37 @@ def test_a_selection_is_read_back_although_more_was_computed_since(pool: Path) -
     assert run(pool, Rule("cheap", Cheap(most=12))).reused
 
 
+def test_a_damaged_score_is_made_again(pool: Path) -> None:
+    whole = run(pool, Rule("cheap", Cheap(most=12)), name="before")
+    where = score.results(open_pool(pool), Costly()).folder
+    (where / "a.parquet").write_bytes(b"junk")
+    computed()
+    again = run(pool, Rule("cheap", Cheap(most=12)), name="again")
+    assert not again.failed_parts
+    assert computed() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert reasons(again) == reasons(whole)
+
+
+def test_what_was_decided_with_a_part_does_not_stand_without_it(pool: Path) -> None:
+    """Part c has copies of b's uids, and b's score is damaged later, in a way that only reading it shows."""
+    rows = {part: pl.read_parquet(pool / "metadata" / f"{part}.parquet") for part in "ab"}
+    (pool / "metadata" / "a.parquet").unlink()
+    shared = pl.Series("uid", [*rows["b"]["uid"][:10], *rows["a"]["uid"][10:]])
+    rows["a"].with_columns(shared).write_parquet(pool / "metadata" / "c.parquet")
+    rule = Rule("cheap", Cheap(least=0))
+    assert run(pool, rule, name="one").selection.funnel[0]["dropped"] == {"same_uid": 10}
+    table = score.results(open_pool(pool), Costly()).folder / "b.parquet"
+    table.write_bytes(table.read_bytes()[:-20] + bytes(20))
+    (pool / "selections" / "one" / "decisions" / "b.parquet").unlink()
+    outcome = run(pool, rule, name="one")
+    assert list(outcome.failed_parts) == ["b"]
+    left = outcome.selection.decisions("c")
+    assert left["reason"].drop_nulls().to_list() == []
+    assert (
+        int((left["copies"] > 0).sum()) == len(outcome.selection.uids()) == outcome.selection.counts["kept"] == 24
+    )
+
+
 def test_a_part_that_fails_is_tried_again(pool: Path) -> None:
     broken = Rule("cheap", Cheap(scorer=Costly(refuses="caption30")))
     outcome = run(pool, broken)
