@@ -169,8 +169,7 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
                 raise
             pool.leave_out(broken)
             failed |= {part: str(error) for part, error in broken.items()}
-            # what was decided with them is not what is decided without
-            _make(pool, recipe, request, name, {**what, "left out": sorted(broken)}, failed)
+            _make(pool, recipe, request, name, what, failed)
     selection.point_at(pool.layout, name)
     return Outcome(selection.load(pool.layout, name), failed, False)
 
@@ -276,6 +275,8 @@ def _make(
     decisions = decide.decide(
         samples, recipe, texts=texts, inside=inside, compute=compute, device=request.means.device
     )
+    if failed:  # what is decided without these parts, or of them, is not what stands when they are mended
+        what = {**what, "failed": sorted(failed)}
     for line in decisions.funnel:
         if line["in"] and sum(line["unjudged"].values()) == line["in"]:
             causes = ", ".join(line["unjudged"])

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import polars as pl
 import pytest
 
+from curate.errors import PartError
 from curate.filter_api import Column, Figures, Judge, Need, Score
 from curate.pool import open_pool
 from curate.recipe import Group, Recipe, Rule, parse_rule
@@ -236,6 +237,20 @@ def test_a_part_that_fails_is_tried_again(pool: Path) -> None:
     fewer = run(pool, Rule("cheap", Cheap(most=30, scorer=Costly(refuses="caption30"))))
     assert not fewer.failed_parts
     assert reasons(fewer)[25:] == [None] * 5 + ["number"] * 10
+
+
+def test_what_was_decided_of_a_part_that_failed_does_not_stand(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It failed by chance: the same recipe over the same pool judges its samples the next time."""
+    rule = Rule("cheap", Cheap())
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "_column", lambda *_: (_ for _ in ()).throw(PartError("disk", "cannot be read")))
+        first = run(pool, rule, name="one")
+    assert reasons(first) == ["part_failed"] * N
+    assert sorted(first.failed_parts) == ["a", "b"]
+    again = run(pool, rule, name="one")
+    assert not again.failed_parts
+    assert reasons(again) == reasons(run(pool, rule, name="fresh"))
+    assert again.selection.counts["kept"] == sum(reason is None for reason in reasons(again)) == 30
 
 
 def test_results_do_not_depend_on_workers(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
