@@ -252,19 +252,27 @@ def split_name(name: str) -> tuple[str, str]:
 def read_index(tar: Path) -> tuple[list[str], list[int], list[int]]:
     """Keys, offsets and lengths of all samples, by walking the headers.
 
-    Raises PartError for a tar that is cut short, has no end, or holds a key twice.
+    Raises PartError for a tar that is cut short, has no end, holds a key twice or a sample two files of one
+    extension, or has a name that is not UTF-8.
     """
+    extensions: set[str] = set()
     keys: list[str] = []
     offsets: list[int] = []
     ends: list[int] = []
     with mapped(tar) as data:
         for member in members(data, str(tar)):
-            key, _ = split_name(member.name)
+            key, extension = split_name(member.name)
             if not keys or key != keys[-1]:
+                extensions.clear()
                 keys.append(key)
                 offsets.append(member.start)
                 ends.append(member.end)
             ends[-1] = member.end
+            if extension in extensions:
+                raise PartError(str(tar), f"holds {member.name!r} twice")
+            extensions.add(extension)
+            if not member.name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in member.name):
+                raise PartError(str(tar), f"holds a name that is not UTF-8 ({member.name!a})")
         last = ends[-1] if ends else 0
         if len(data) < last + BLOCK:
             raise PartError(str(tar), f"is cut short ({len(data):,} bytes, no end of archive)")

@@ -165,6 +165,20 @@ def test_a_key_that_comes_back_is_refused(tar: Path) -> None:
         shards.read_index(tar)
 
 
+def test_two_files_of_one_extension_are_no_sample(tar: Path) -> None:
+    one = tar_of({"a": [("jpg", b"1"), ("txt", b"2")]})[: 4 * 512]
+    tar.write_bytes(one + tar_of({"a": [("jpg", b"3"), ("txt", b"4")]}))
+    with pytest.raises(PartError, match=r"holds 'a\.jpg' twice"):
+        shards.read_index(tar)
+
+
+def test_a_name_that_is_no_text_is_refused(tar: Path) -> None:
+    with tarfile.open(tar, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as made:
+        made.addfile(tarfile.TarInfo("caf\xe9.jpg"))
+    with pytest.raises(PartError, match=r"holds a name that is not UTF-8 \('caf\\udce9\.jpg'\)"):
+        shards.read_index(tar)
+
+
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(PartError, match="cannot be read"):
         shards.read_index(tmp_path / "nowhere.tar")

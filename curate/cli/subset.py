@@ -163,7 +163,11 @@ def subset_lines(result: Result) -> list[str]:
     if result.blurred is not None:
         rows.append(("pictures with faces blurred", result.blurred))
     rows.append(("shards, shuffled" if result.shuffled else "shards", result.shards))
+    if result.unmade:
+        rows.append(("of these not made", result.unmade))
     lines = [f"selection {result.selection}", *common.table(rows, right=[1]).splitlines()]
+    if result.unmade:
+        return lines
     scale, repeats = result.scale, result.repeats
     times = scales.times(repeats)
     lines.append(
@@ -193,9 +197,11 @@ def subsets_lines(results: Results) -> list[str]:
             )
         )
     whole, scale = results.as_json(), results.scale
+    lines = [f"selection {results.selection}", *common.table(rows, right=[1, 2, 3, 4, 5, 6, 7]).splitlines()]
+    if results.unmade:
+        return [*lines, f"shards not made: {results.unmade:,}"]
     return [
-        f"selection {results.selection}",
-        *common.table(rows, right=[1, 2, 3, 4, 5, 6, 7]).splitlines(),
+        *lines,
         f"\n{results.out} ({size(whole['bytes'])}): {scale.name} sees {scale.samples_seen:,} samples",
         *_trained_by(results.commands),
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,8 @@ class Boxes(Lists):
     """Samples of which the source says nothing; they are taken for samples without faces."""
     of_tables: bool
     """Whether they stand in the shards' tables, where a download that blurred them has turned them upright."""
+    outside: int = 0
+    """Samples with a box of which no part is in the picture."""
 
     def of(self, which: npt.NDArray[np.integer[Any]]) -> Lists:
         """The boxes of these samples."""
@@ -148,9 +151,17 @@ def boxes_of(pool: Pool, plan: Plan, source: str) -> Boxes:
             counts[places] = numbers
             owners.append(np.repeat(np.array(places, dtype=np.int64), numbers))
             held.append(np.array([box for boxes in said.values() for box in boxes], dtype=float).reshape(-1, 4))
-    values = np.concatenate(held)[np.argsort(np.concatenate(owners), kind="stable")]
+    owner, values = np.concatenate(owners), np.concatenate(held)
+    outside = len(np.unique(owner[_outside(values)]))
+    values = values[np.argsort(owner, kind="stable")]
     own = source == METADATA and not pool.joined
-    return Boxes(np.cumsum(counts), values, int(len(ordered) - listed.sum()), own)
+    return Boxes(np.cumsum(counts), values, int(len(ordered) - listed.sum()), own, outside)
+
+
+def _outside(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    first, second = boxes[:, :2], boxes[:, 2:]
+    beyond = (np.minimum(first, second) >= 1) | (np.maximum(first, second) <= 0)
+    return np.asarray(beyond.any(axis=1))
 
 
 def _checked(cell: Sequence[Any]) -> list[list[float]]:
@@ -158,7 +169,8 @@ def _checked(cell: Sequence[Any]) -> list[list[float]]:
         boxes = [[float(side) for side in box] for box in cell]
     except (TypeError, ValueError):
         boxes = [[]]
-    return boxes if all(len(box) == 4 for box in boxes) else [[float("nan")] * 4]
+    fine = all(len(box) == 4 and all(map(math.isfinite, box)) for box in boxes)
+    return boxes if fine else [[math.nan] * 4]
 
 
 def _files(pool: Pool, plan: Plan, source: str) -> list[tuple[Path, Path | None]]:

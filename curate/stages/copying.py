@@ -236,14 +236,14 @@ def _fill(view: memoryview, runs: Runs, which: slice, starts: Longs, tars: _Tars
             try:
                 got = os.preadv(fd, [view[start + done : start + length]], offset + done)
             except OSError as error:
-                raise PartError(path, f"cannot be read ({error.strerror})", hint=_DAMAGED) from error
+                raise PartError(path, f"cannot be read ({error.strerror})", hint=DAMAGED) from error
             if not got:
                 what = f"is cut short (it ends at {offset + done:,}, a sample at {offset + length:,})"
-                raise PartError(path, what, hint=_DAMAGED)
+                raise PartError(path, what, hint=DAMAGED)
             done += got
 
 
-_DAMAGED = "curate verify says what else is; without the tar, its samples are listed as missing"
+DAMAGED = "curate verify says what else is; without the tar, its samples are listed as missing"
 
 
 def rewritten(run: memoryview, runs: Runs, at: int) -> bytes:
@@ -263,13 +263,18 @@ def members_of(run: memoryview, old: str, path: Path) -> Iterator[tuple[Member, 
 
     Raises PartError where they are damaged or not those of the key `old`.
     """
-    end = 0
-    for member in members(run, str(path)):
-        key, extension = split_name(member.name)
-        if key != old:
-            raise PartError(str(path), f"holds {key!r} where its index says {old!r}")
-        yield member, extension
-        end = member.end
+    end, what = 0, f"does not hold the whole of {old!r} where its index says"
+    try:
+        for member in members(run, str(path)):
+            key, extension = split_name(member.name)
+            if key != old:
+                raise PartError(str(path), f"holds {key!r} where its index says {old!r}", hint=DAMAGED)
+            yield member, extension
+            end = member.end
+    except PartError as error:
+        if error.hint:
+            raise
+        # the places that the reader names are counted from where the sample begins
+        raise PartError(str(path), what, hint=DAMAGED) from error
     if end != len(run):  # blocks of zeros are where a tar ends, so its reader does not complain
-        what = f"does not hold the whole of {old!r} where its index says"
-        raise PartError(str(path), what, hint="curate verify says which samples are hurt")
+        raise PartError(str(path), what, hint=DAMAGED)

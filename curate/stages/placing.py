@@ -223,6 +223,9 @@ def _look(pool: Pool, shard: Shard, wanted: Pairs) -> _Found | PartError:
     import pyarrow as pa
 
     path = shard.table
+    if not shard.ours and not path.is_file():
+        hint = "what is wrong with it is said above; curate verify says it, too"
+        return PartError(str(shard.tar), "its index could not be made", hint=hint)
     try:
         table = read_table(path, ["uid", FAILED])  # those of them that it has
         if "uid" not in table.column_names:

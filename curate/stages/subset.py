@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from curate.pool import Pool, need_shards
 from curate.pool.adopt import adopt
 from curate.scales import Scale
 from curate.selection import Selection, check_fresh
-from curate.stages import blurring, placing, resharding, shuffled
+from curate.stages import blurring, copying, placing, resharding, shuffled
 from curate.stages import subset_files as written
 from curate.stages import virtual as indexing
 from curate.stages.blurring import Faces
@@ -67,6 +68,8 @@ class Result:
     virtual: bool = False
     blurred: int | None = None
     """Pictures whose faces are blurred, copies counted; None where that was not asked for."""
+    unmade: int = 0
+    """Of the shards, how many could not be made: there is nothing to train on yet."""
     failure: PartError | None = None
     """Why the command must exit 3, although all that could be made is made."""
     warnings: list[str] = field(default_factory=list)
@@ -91,14 +94,15 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """The result as JSON values."""
-        shown = {k: v for k, v in vars(self).items() if k not in ("scale", "failure", "out")}
+        shown = {k: v for k, v in vars(self).items() if k not in ("scale", "failure", "out", "unmade")}
+        whole = {"unmade": self.unmade} if self.unmade else {"commands": self.commands}
         failed = {"failure": str(self.failure)} if self.failure else {}
         return {
             "out": str(self.out),
             "scale": self.scale.name,
             **shown,
             "repeats": round(self.repeats, 3),
-            "commands": self.commands,
+            **whole,
             **failed,
         }
 
@@ -201,7 +205,9 @@ class _Making:
         summary = do(STAGE, VERSION, tasks)
         if refused := summary.counts["failed"]:
             self.plan = self.plan.without(*written.failed_rows(self.shards, summary.receipts))
-            log.warning("%d pictures could not be blurred, or given their boxes: they are left out", refused)
+            one = "1 picture could not be blurred, or given its boxes: it is left out"
+            many = f"{refused:,} pictures could not be blurred, or given their boxes: they are left out"
+            log.warning("%s", one if refused == 1 else many)
         result = self._result(summary)
         result = replace(result, failure=self._failure(summary, require_all), warnings=self._warnings(result))
         if not summary.failed:
@@ -250,6 +256,7 @@ class _Making:
             self.how.shuffle,
             self.how.virtual,
             summary.counts["blurred"] if self.how.faces and self.how.faces.blur else None,
+            len(summary.failed),
         )
 
     @property
@@ -275,6 +282,11 @@ class _Making:
         for folder in (self.out / "shards", self.out / INDEX):
             for part in receipts.receipts(folder).keys() - (parts if folder == self.shards else set()):
                 receipts.remove_part(folder, part)
+            if folder != self.shards:  # train.py takes a folder that is left over for more data
+                with suppress(OSError):
+                    (folder / receipts.RECEIPTS).rmdir()
+                with suppress(OSError):
+                    folder.rmdir()
         # last: a kill before it leaves the old mark, so that the next call takes away what is left
         receipts.write_json(self.out / MARK, {"format": receipts.FORMAT, "made_of": what, "done": False})
 
@@ -294,6 +306,9 @@ class _Making:
             what = f"{lost:,} selected samples should be in the pool and are not"
             names = ", ".join(list(broken)[:8]) + (", ..." if len(broken) > 8 else "")
             return PartError(str(self.out), what + (f" (shards {names})" if broken else ""), hint=_hint(broken))
+        if not self.plan.samples:
+            what = "none of its pictures could be blurred, or given its boxes" + _because(self.plan)
+            return PartError(str(self.out), what, hint="error_message in the tables of its shards says why")
         if require_all and missing:
             what = f"{sum(missing.values()):,} selected samples have no image here" + _because(self.plan)
             return PartError(str(self.out), what, hint="missing.parquet lists them; or leave out --require-all")
@@ -329,6 +344,11 @@ class _Making:
             )
         if self.plan.boxes and (unlisted := self.plan.boxes.unlisted):
             said.append(f"{unlisted:,} samples are not in the list of faces: they are taken to have none")
+        if self.plan.boxes and (outside := self.plan.boxes.outside):
+            said.append(
+                f"samples with boxes outside of their pictures: {outside:,}; there nothing is blurred "
+                "(a box is x0, y0, x1, y1, fractions of width and height)"
+            )
         return said
 
     def _facts(self, result: Result, pattern: str) -> Facts:
@@ -400,4 +420,4 @@ def _because(plan: Plan) -> str:
 
 
 def _hint(broken: Mapping[str, Any]) -> str | None:
-    return next((e.hint for e in broken.values() if e.hint), "curate verify names what is broken")
+    return next((e.hint for e in broken.values() if e.hint), copying.DAMAGED)

@@ -105,6 +105,11 @@ class Results:
         """Why the command must exit 3, although all that could be made is made."""
         return next((m.result.failure for m in self.sources if m.result and m.result.failure), None)
 
+    @property
+    def unmade(self) -> int:
+        """Shards that could not be made: there is nothing to train on yet."""
+        return sum(m.result.unmade for m in self.sources if m.result)
+
     def as_json(self) -> dict[str, Any]:
         """The results as JSON values."""
         told = [made.as_json() for made in self.sources]
@@ -117,7 +122,7 @@ class Results:
             **whole,
             "bytes": sum(t["bytes"] for t in told),
             "sources": told,
-            "commands": dict(self.commands),
+            **({"unmade": self.unmade} if self.unmade else {"commands": dict(self.commands)}),
             **failed,
         }
 
@@ -133,10 +138,17 @@ def weights_of(pool: Pool, given: Sequence[str]) -> dict[str, float]:
             raise InputError("--weight", what, hint="give --pool several times, or leave out --weight")
         return {}
     found = dict.fromkeys(pool.members, 1.0)
+    told: set[str] = set()
     for text in given:
         source, _, number = text.rpartition("=")
+        if not source:
+            hint = f"--weight {next(iter(found))}=2"
+            raise InputError("--weight", f"must be a source and its weight (found {text!r})", hint=hint)
         if source not in found:
-            raise UnknownName("--weight", "source", source or number, found, hint="--weight SOURCE=W")
+            raise UnknownName("--weight", "source", source, found, hint="--weight SOURCE=W")
+        if source in told:
+            raise InputError("--weight", f"weighs {source!r} twice", hint="give each source once")
+        told.add(source)
         try:
             weight = float(number)
         except ValueError:

@@ -220,7 +220,10 @@ def test_a_picture_that_does_not_decode_is_never_written(
     assert content(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("boxes", [[[0.1, 0.1, 0.5]], [[0.1, 0.1, 0.5, None]], [[0.1, 0.2, 0.3, 0.4], []]])
+@pytest.mark.parametrize(
+    "boxes",
+    [[[0.1, 0.1, 0.5]], [[0.1, 0.1, 0.5, None]], [[0.1, 0.2, 0.3, 0.4], []], [[0.1, 0.1, 0.5, float("inf")]]],
+)
 def test_what_is_no_list_of_boxes_is_not_taken_for_no_faces(tmp_path: Path, boxes: Boxes) -> None:
     pool = pool_of(tmp_path, lambda s, r: boxes if (s, r) == (0, 1) else boxed(s, r) or [[0.0, 0.0, 0.0, 0.0]])
     result = made(pool, tmp_path / "out", faces=BLUR)
@@ -233,6 +236,21 @@ def test_boxes_without_a_pixel_change_nothing(tmp_path: Path) -> None:
     assert made(pool, tmp_path / "out", faces=BLUR).blurred == 0
     made(pool, tmp_path / "plain")
     assert list(samples(tmp_path / "out")) == list(samples(tmp_path / "plain"))
+
+
+def test_boxes_in_pixels_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pool = pool_of(tmp_path, lambda s, r: [[10.0, 4.0, 20.0, 9.0], *BOX] if (s, r) == (1, 1) else BOX)
+    assert made(pool, tmp_path / "out", faces=BLUR).blurred == 6
+    assert "samples with boxes outside of their pictures: 1;" in caplog.text
+    assert "fractions of width and height" in caplog.text
+
+
+def test_a_subset_without_a_single_picture_is_no_success(tmp_path: Path) -> None:
+    result = made(pool_of(tmp_path, lambda s, r: [[0.1, 0.1, 0.5]]), tmp_path / "out", faces=BLUR)
+    assert result.samples == 0
+    assert result.failure is not None
+    assert result.failure.exit_code == 3
+    assert "none of its pictures could be blurred" in str(result.failure)
 
 
 # --- turned pictures --------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate import selection, shards, uid_lists
+from curate.cli.subset import subset_lines
 from curate.errors import InputError
 from curate.pool import Pool, open_pool
 from curate.pool.adopt import adopt
@@ -247,6 +248,14 @@ def test_other_settings_leave_nothing_of_the_old_subset(pool: Pool, tmp_path: Pa
     assert content(out) == content(tmp_path / "fresh")
 
 
+def test_a_real_subset_in_the_place_of_a_virtual_one_has_one_folder(pool: Pool, tmp_path: Path) -> None:
+    """train.py takes every folder for more data: an empty one would be a source without shards."""
+    out = tmp_path / "out"
+    for virtual, folder in ((True, "index"), (False, "shards"), (True, "index")):
+        made(pool, out, virtual=virtual)
+        assert [p.name for p in out.iterdir() if p.is_dir()] == [folder]
+
+
 # --- damage -----------------------------------------------------------------------------------------------
 
 
@@ -294,10 +303,41 @@ def test_blocks_that_are_not_the_samples_fail_the_part(pool: Pool, tmp_path: Pat
     result = made(pool, tmp_path / "out", samples_per_shard=2)
     assert result.failure is not None
     assert "1 of 5 shards could not be made (00000001)" in str(result.failure)
+    assert "without the tar, its samples are listed as missing" in str(result.failure.hint)
+    assert result.unmade == result.as_json()["unmade"] == 1
+    assert "commands" not in result.as_json()
+    said = "\n".join(subset_lines(result))
+    assert "of these not made" in said
+    assert "train" not in said
     assert not (tmp_path / "out/shards/meta.json").exists()
     assert len(list((tmp_path / "out/shards").glob("*.tar"))) == 4
     assert not json.loads((tmp_path / "out/subset.json").read_text())["done"]
     assert not list(tmp_path.rglob("*.tmp"))
+    path.unlink()
+    again = made(pool, tmp_path / "out", samples_per_shard=2)
+    assert (again.unmade, again.missing["part_failed"]) == (0, 3)
+    assert json.loads((tmp_path / "out/subset.json").read_text())["done"]
+
+
+@pytest.mark.parametrize("at", [0, 124, 150], ids=["name", "size", "sum"])
+def test_a_header_that_is_none_is_told_by_the_sample(pool: Pool, tmp_path: Path, at: int) -> None:
+    path = tmp_path / "pool/shards/00000001.tar"
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    result = made(pool, tmp_path / "out")
+    assert result.failure is not None
+    assert result.unmade == 1
+
+
+def test_a_tar_without_an_index_is_named_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_img2dataset(tmp_path / "pool", 2, 3, columns=("uid",))
+    cut(tmp_path / "pool/00001.tar")
+    pool = open_pool(tmp_path / "pool")
+    make_selection(pool, everything(2, 3))
+    result = made(pool, tmp_path / "out", allow_stale=True)
+    assert result.missing == {"part_failed": 3}
+    assert f"{tmp_path / 'pool/00001.tar'}: its index could not be made" in caplog.text
 
 
 def test_a_disk_that_cannot_read_a_tar_fails_the_part(

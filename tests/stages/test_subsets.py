@@ -186,7 +186,8 @@ def _column(uid: str) -> object:
     ("weight", "says", "hint"),
     [
         ("c=2", "no source 'c' (found: a, b)", ""),
-        ("a", "no source 'a' (found: a, b)", ""),
+        ("a", "must be a source and its weight (found 'a')", "--weight a=2"),
+        ("=2", "must be a source and its weight (found '=2')", "--weight a=2"),
         ("a=0", "must be a number above 0 (found 'a=0')", "--weight a=2"),
         ("a=-1", "must be a number above 0", "--weight a=2"),
         ("a=nan", "must be a number above 0", "--weight a=2"),
@@ -197,6 +198,13 @@ def test_weights_that_are_none(weight: str, says: str, hint: str) -> None:
     named = pools()
     ran = curate("subset", *named, "--scale", "debug", "--weight", weight, *HERE)
     refused(ran, says, hint)
+    assert not Path("subset").exists()
+
+
+def test_a_source_is_weighed_once() -> None:
+    named = pools()
+    ran = curate("subset", *named, "--scale", "debug", "--weight", "a=2", "--weight", "a=3", *HERE)
+    refused(ran, "--weight: weighs 'a' twice", "give each source once")
     assert not Path("subset").exists()
 
 
