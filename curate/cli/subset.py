@@ -131,6 +131,7 @@ def subset(
             weights=weights,
             seed=chance,
             workers=common.workers(workers),
+            require_all=require_all,
             allow_stale=allow_stale,
         )
         lines = subsets_lines(result)

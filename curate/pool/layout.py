@@ -88,6 +88,29 @@ class Layout:
         return self.selections / name
 
 
+OWN = frozenset(
+    [
+        "derived",
+        "embeddings",
+        "logs",
+        "metadata",
+        "metadata.incomplete",
+        "scores",
+        "selections",
+        "shards",
+        "sources",
+    ]
+)
+"""Folders of a pool: what else lies in one of these would be taken for a part of it."""
+
+
+def is_own(layout: Layout, path: Path) -> bool:
+    """Whether a path is, or lies in, a folder that is the pool's own, there already or not."""
+    here = path.resolve()
+    roots = [root for root in (layout.root.resolve(), layout.work.resolve()) if root in here.parents]
+    return any(here.relative_to(root).parts[0] in OWN for root in roots)
+
+
 def find(root: Path, work: Path | None = None) -> Layout:
     """The layout of the pool at `root`. Raises InputError where that is no folder."""
     if not root.is_dir():

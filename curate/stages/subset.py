@@ -24,6 +24,7 @@ from curate import disk, receipts, runner, scales, uid_lists
 from curate.errors import InputError, PartError
 from curate.pool import Pool, need_shards
 from curate.pool.adopt import adopt
+from curate.pool.layout import is_own
 from curate.scales import Scale
 from curate.selection import Selection, check_fresh
 from curate.stages import blurring, copying, placing, resharding, shuffled
@@ -43,7 +44,11 @@ log = logging.getLogger("curate.subset")
 
 
 class NothingHere(InputError):
-    """None of the selected samples has an image in the pool."""
+    """None of the selected samples has an image in the pool; `plan` says why not."""
+
+    def __init__(self, where: str, what: str, plan: Plan, *, hint: str) -> None:
+        super().__init__(where, what, hint=hint)
+        self.plan = plan
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ def subset(
         raise NothingHere(
             str(selection.folder),
             f"none of its {len(wanted):,} samples has an image here" + _because(plan),
+            plan,
             hint="curate download --pool DIR fetches images" if len(wanted) else "keep more: curate filter ...",
         )
     if faces is not None:
@@ -295,24 +301,17 @@ class _Making:
         broken = {**self.plan.damaged, **summary.failed}
         for error in broken.values():
             log.error("%s", error)
-        missing = self.plan.missing_by_cause()
-        lost = sum(n for cause, n in missing.items() if cause in BROKEN)
         if summary.failed:
             what = (
                 f"{len(summary.failed)} of {summary.parts} shards could not be made ({', '.join(summary.failed)})"
             )
             return PartError(str(self.out), what, hint=_hint(broken))
-        if broken or lost:
-            what = f"{lost:,} selected samples should be in the pool and are not"
-            names = ", ".join(list(broken)[:8]) + (", ..." if len(broken) > 8 else "")
-            return PartError(str(self.out), what + (f" (shards {names})" if broken else ""), hint=_hint(broken))
+        if gone := lost(self.plan, self.out):
+            return gone
         if not self.plan.samples:
             what = "none of its pictures could be blurred, or given its boxes" + _because(self.plan)
             return PartError(str(self.out), what, hint="error_message in the tables of its shards says why")
-        if require_all and missing:
-            what = f"{sum(missing.values()):,} selected samples have no image here" + _because(self.plan)
-            return PartError(str(self.out), what, hint="missing.parquet lists them; or leave out --require-all")
-        return None
+        return not_all(self.plan.missing_by_cause(), self.out) if require_all else None
 
     def _finish(self, result: Result, summary: runner.Summary, what: Mapping[str, Any]) -> None:
         """What stands beside the shards, then the mark that all is there."""
@@ -377,6 +376,24 @@ class _Making:
         )
 
 
+def lost(plan: Plan, out: Path) -> PartError | None:
+    """What is to be said of samples whose bytes should be in the pool and are not."""
+    count = sum(n for cause, n in plan.missing_by_cause().items() if cause in BROKEN)
+    if not plan.damaged and not count:
+        return None
+    names = ", ".join(list(plan.damaged)[:8]) + (", ..." if len(plan.damaged) > 8 else "")
+    what = f"{count:,} selected samples should be in the pool and are not"
+    return PartError(str(out), what + (f" (shards {names})" if names else ""), hint=_hint(plan.damaged))
+
+
+def not_all(missing: Mapping[str, int], out: Path) -> PartError | None:
+    """What `--require-all` says of samples that are missing, by cause."""
+    if not missing:
+        return None
+    what = f"{sum(missing.values()):,} selected samples have no image here" + _causes(missing)
+    return PartError(str(out), what, hint="missing.parquet lists them; or leave out --require-all")
+
+
 # --- what is refused, and what is said --------------------------------------------------------------------
 
 
@@ -386,6 +403,8 @@ def _check_out(pool: Pool, out: Path) -> None:
         raise InputError(where, "is not a folder", hint="name another one with --out")
     if out.resolve() in (pool.layout.root.resolve(), pool.layout.work.resolve()):
         raise InputError(where, "is the pool itself", hint="name another folder with --out")
+    if is_own(pool.layout, out):
+        raise InputError(where, "is among the pool's own folders", hint="name another folder with --out")
     if not out.is_dir() or _marked(out):
         return
     others = sorted(p.name for p in out.iterdir() if not p.name.startswith("subset."))
@@ -415,7 +434,10 @@ def _inside(pool: Pool, wanted: Pairs, scale: Scale, seed: int) -> npt.NDArray[n
 
 
 def _because(plan: Plan) -> str:
-    causes = plan.missing_by_cause()
+    return _causes(plan.missing_by_cause())
+
+
+def _causes(causes: Mapping[str, int]) -> str:
     return f" ({', '.join(f'{cause} {n:,}' for cause, n in causes.items())})" if causes else ""
 
 

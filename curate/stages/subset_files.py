@@ -48,7 +48,7 @@ def files(plan: Plan, scale: Scale, sizes: Mapping[str, int], pattern: str) -> d
         f"shards/{SIZES}": receipts.json_bytes({f"{name}.tar": n for name, n in sizes.items()}),
         "shards/meta.json": receipts.json_bytes(meta),
         "training.json": receipts.json_bytes(training),
-        "missing.parquet": _missing(plan),
+        "missing.parquet": missing(plan),
     }
 
 
@@ -70,7 +70,7 @@ def _npy(plan: Plan) -> bytes:
     return b"".join(uid_files.pieces("npy", np.repeat(plan.uids[order], plan.copies[order])))
 
 
-def _missing(plan: Plan) -> bytes:
+def missing(plan: Plan) -> bytes:
     """uid and cause of each wanted sample without an image, sorted by uid."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -24,6 +24,7 @@ from curate.errors import InputError, PartError, UnknownName
 from curate.pool import Pool
 from curate.pool.adopt import adopt
 from curate.pool.joint import JointPool
+from curate.pool.layout import is_own
 from curate.scales import Scale
 from curate.selection import Selection, check_fresh
 from curate.stages import placing, subset, subset_files
@@ -63,12 +64,16 @@ class Made:
     """None where no image of it is here."""
     repeats: float = 0.0
     """How often a training at this scale sees each of its samples."""
+    absent: placing.Plan | None = None
+    """Where no image of it is here, though it has shards: why not."""
 
     @property
     def missing(self) -> Mapping[str, int]:
         """How many have no image here, by cause."""
         if self.result is not None:
             return self.result.missing
+        if self.absent is not None:
+            return self.absent.missing_by_cause()
         left = self.selected - self.outside
         return {placing.NOT_DOWNLOADED: left} if left else {}
 
@@ -99,11 +104,19 @@ class Results:
     sources: Sequence[Made]
     commands: Mapping[str, str]
     """What trains on all of it, as `open_clip` and `datacomp` are called, from any folder."""
+    require_all: bool = False
 
     @property
     def failure(self) -> PartError | None:
         """Why the command must exit 3, although all that could be made is made."""
-        return next((m.result.failure for m in self.sources if m.result and m.result.failure), None)
+        return next((error for made in self.sources if (error := self._failure(made))), None)
+
+    def _failure(self, made: Made) -> PartError | None:
+        if made.result is not None:
+            return made.result.failure
+        out = self.out / made.source
+        error = subset.lost(made.absent, out) if made.absent else None
+        return error or (subset.not_all(made.missing, out) if self.require_all else None)
 
     @property
     def unmade(self) -> int:
@@ -169,6 +182,7 @@ def subsets(
     weights: Mapping[str, float],
     seed: int = 0,
     workers: int = 0,
+    require_all: bool = False,
     allow_stale: bool = False,
 ) -> Results:
     """The selection's samples in `out`, a subset for each pool, made by `make`.
@@ -195,23 +209,26 @@ def subsets(
         made = []
         for source, share in shares.items():
             ours = replace(share, pairs=inside[source])
-            result = _made(make, whole.members[source], ours, out / source)
+            result, absent = _made(make, whole.members[source], ours, out / source)
             selected, kept = (len(uid_lists.distinct(p)[0]) for p in (share.uids(), inside[source]))
-            made.append(Made(source, weights[source], selected, selected - kept, result))
+            made.append(Made(source, weights[source], selected, selected - kept, result, absent=absent))
         made = _with_repeats(made, scale)
-        results = Results(out, selection.name, scale, made, _commands(made, scale, out.resolve()))
+        results = Results(out, selection.name, scale, made, _commands(made, scale, out.resolve()), require_all)
         _finish(whole, results, inside)
     return results
 
 
-def _made(make: Make, pool: Pool, share: Share, out: Path) -> subset.Result | None:
+def _made(make: Make, pool: Pool, share: Share, out: Path) -> tuple[subset.Result | None, placing.Plan | None]:
+    """The subset of one source; where no image of it is here, none, and the plan that says why if one was made."""
     if not len(share.uids()) or not pool.shards:
-        return None
+        return None, None
     try:
-        return make(pool, share, out)
+        return make(pool, share, out), None
     except subset.NothingHere as error:
+        for damage in error.plan.damaged.values():
+            log.error("%s", damage)
         log.warning("%s: %s", out.name, error.what)
-        return None
+        return None, error.plan
 
 
 # --- what a selection has of each pool --------------------------------------------------------------------
@@ -332,7 +349,7 @@ def _finish(pool: JointPool, results: Results, inside: Mapping[str, Pairs]) -> N
         if made.repeats > scales.REPEATS and len(results.sources) > 1:
             log.warning("each sample of %s is seen about %s times", made.source, f"{made.repeats:,.0f}")
     # of a source whose shards could not all be made the folder is not done, and says so
-    _mark(results.out, {"sources": [m.as_json() for m in results.sources]}, done=results.failure is None)
+    _mark(results.out, {"sources": [m.as_json() for m in results.sources]}, done=not results.unmade)
 
 
 def _mark(out: Path, what: Mapping[str, Any], *, done: bool) -> None:
@@ -347,7 +364,9 @@ def _missing(results: Results, inside: Mapping[str, Pairs]) -> bytes:
     held = [pl.DataFrame(schema=kinds)]
     for made in results.sources:
         path = results.out / made.source / "missing.parquet"
-        if made.result is None:
+        if made.absent is not None:
+            lost = pl.read_parquet(subset_files.missing(made.absent))
+        elif made.result is None:
             gone = uids.to_hex(uid_lists.distinct(inside[made.source])[0])
             lost = pl.DataFrame({"uid": gone}, {"uid": pl.String})
             lost = lost.with_columns(cause=pl.lit(placing.NOT_DOWNLOADED))
@@ -398,6 +417,8 @@ def _check_out(pool: JointPool, out: Path) -> None:
     taken = {p.resolve() for m in pool.members.values() for p in (m.layout.root, m.layout.work)}
     if out.resolve() in taken | {pool.layout.work.resolve()}:
         raise InputError(where, "is a pool itself", hint="name another folder with --out")
+    if any(is_own(member.layout, out) for member in pool.members.values()):
+        raise InputError(where, "is among a pool's own folders", hint="name another folder with --out")
     if not out.is_dir():
         return
     ours = {*pool.members, MARK, "subsets.lock", "training.json", "missing.parquet", "README.md"}

@@ -547,6 +547,9 @@ def test_refusals_write_nothing(pool: Pool, tmp_path: Path) -> None:
 
     refused("must be 1 or more", samples_per_shard=0)
     refused("is the pool itself", out=tmp_path / "pool")
+    for own in ("metadata", "embeddings", "selections/new", "derived/../scores"):
+        refused("is among the pool's own folders", out=tmp_path / "pool" / own)
+        assert not (tmp_path / "pool" / own).exists()
     (tmp_path / "file").write_text("x")
     refused("is not a folder", out=tmp_path / "file")
     make_selection(pool, [])
@@ -558,6 +561,19 @@ def test_refusals_write_nothing(pool: Pool, tmp_path: Path) -> None:
     (out / "notes.txt").write_text("mine")
     refused(r"holds something else \(found: notes.txt\)")
     assert [p.name for p in out.iterdir()] == ["notes.txt"]
+
+
+def test_a_subset_does_not_take_the_place_of_a_pools_shards(tmp_path: Path) -> None:
+    """Tars that lie in the folder itself are its pool's only as long as it has no shards/."""
+    make_img2dataset(tmp_path / "pool", 2, 3, columns=("uid",))
+    pool = open_pool(tmp_path / "pool")
+    make_selection(pool, everything(2, 3))
+    with pytest.raises(InputError, match="is among the pool's own folders") as e:
+        made(pool, tmp_path / "pool/shards", allow_stale=True)
+    assert "--out" in str(e.value.hint)
+    assert not (tmp_path / "pool/shards").exists()
+    assert made(pool, tmp_path / "pool/small", allow_stale=True).kept == 6
+    assert open_pool(tmp_path / "pool").n == 6
 
 
 def test_a_selection_of_an_older_pool(pool: Pool, tmp_path: Path) -> None:

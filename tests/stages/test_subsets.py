@@ -214,6 +214,39 @@ def test_one_pool_is_not_weighed() -> None:
     refused(ran, "--weight: weighs several pools against each other, and there is one", "--pool several times")
 
 
+def test_lost_samples_leave_a_whole_that_is_done_and_damaged_bytes_one_that_is_not() -> None:
+    named = pools()
+    chosen(*named)
+    tar = Path("b/shards/00000002.tar")
+    tar.write_bytes(bytes(tar.stat().st_size))
+    ran = curate("subset", *named, "--scale", "debug", *HERE)
+    assert ran.code == 3
+    assert "shards not made: 1" in ran.out
+    assert "train with" not in ran.out
+    assert json.loads(Path("subset/subsets.json").read_text())["done"] is False
+    tar.unlink()
+    ran = curate("subset", *named, "--scale", "debug", *HERE)
+    assert ran.code == 3
+    assert "4 selected samples should be in the pool and are not (shards 00000002)" in ran.err
+    assert "train with" in ran.out
+    assert json.loads(Path("subset/subsets.json").read_text())["done"] is True
+    missing = pl.read_parquet("subset/missing.parquet").filter(source="b")
+    assert missing["cause"].to_list() == ["part_failed"] * 4
+
+
+def test_all_samples_of_all_pools_may_be_required() -> None:
+    make_pool(Path("a"), 1, 2)
+    make_pool(Path("b"), 2, 2, fails=lambda shard, row: "http_404")
+    named = ("--pool", "a", "--pool", "b")
+    chosen(*named)
+    assert curate("subset", *named, "--scale", "debug", *HERE).code == 0
+    ran = curate("subset", *named, "--scale", "debug", "--require-all", *HERE)
+    assert ran.code == 3
+    assert "subset/b: 2 selected samples have no image here (http_404 2)" in ran.err
+    missing = pl.read_parquet("subset/missing.parquet")
+    assert missing["cause"].to_list() == ["http_404"] * 2
+
+
 def test_what_is_refused_leaves_all_as_it_was() -> None:
     named = pools()
     chosen(*named)
@@ -226,6 +259,7 @@ def test_what_is_refused_leaves_all_as_it_was() -> None:
     words = ("--scale", "debug", *HERE)
     refused(curate("subset", "--pool", "a", *words), "is a selection of several pools (a, b)", "--pool a=")
     refused(curate("subset", *named, *words, "--out", "a"), "is a pool itself", "--out")
+    refused(curate("subset", *named, *words, "--out", "b/metadata"), "is among a pool's own folders", "--out")
     unchanged()
     Path("taken").mkdir()
     Path("taken/mine.txt").write_text("x")
