@@ -47,8 +47,10 @@ class NothingHere(InputError):
     """None of the selected samples has an image in the pool; `plan` says why not."""
 
     def __init__(self, where: str, what: str, plan: Plan, *, hint: str) -> None:
-        super().__init__(where, what, hint=hint)
+        gone = lost(plan, Path(where))
+        super().__init__(where, what, hint=gone.hint if gone else hint)
         self.plan = plan
+        self.exit_code = gone.exit_code if gone else self.exit_code
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ def subset(
     inside = _inside(pool, wanted, scale, seed)
     plan = placing.make_plan(pool, wanted[inside], copies[inside], foreign=selection.listed is not None)
     if not plan.samples:
+        for error in plan.damaged.values():
+            log.error("%s", error)
         raise NothingHere(
             str(selection.folder),
             f"none of its {len(wanted):,} samples has an image here" + _because(plan),

@@ -225,8 +225,6 @@ def _made(make: Make, pool: Pool, share: Share, out: Path) -> tuple[subset.Resul
     try:
         return make(pool, share, out), None
     except subset.NothingHere as error:
-        for damage in error.plan.damaged.values():
-            log.error("%s", damage)
         log.warning("%s: %s", out.name, error.what)
         return None, error.plan
 

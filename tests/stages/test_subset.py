@@ -330,6 +330,19 @@ def test_a_header_that_is_none_is_told_by_the_sample(pool: Pool, tmp_path: Path,
     assert result.unmade == 1
 
 
+def test_a_pool_that_lost_all_is_told_from_one_that_has_nothing(
+    pool: Pool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for tar in (tmp_path / "pool/shards").glob("*.tar"):
+        tar.unlink()
+    with pytest.raises(InputError, match=r"none of its 12 samples has an image here .*part_failed 10") as e:
+        made(pool, tmp_path / "out")
+    assert e.value.exit_code == 3
+    assert "curate verify" in str(e.value.hint)
+    assert "00000002.tar: is missing" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tar_without_an_index_is_named_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_img2dataset(tmp_path / "pool", 2, 3, columns=("uid",))
     cut(tmp_path / "pool/00001.tar")
