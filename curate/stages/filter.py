@@ -134,6 +134,7 @@ def filter_pool(pool: Pool, request: Request, *, allow: Allow) -> Outcome:
     The same recipe over the same pool again is read back, not made again. Parts whose table cannot be read are
     left out and named.
     """
+    local.keep_freed_memory()  # arrays of each part's size come and go
     pool, recipe = settle(pool, request.recipe, request.means)
     if not pool.rows:
         if pool.unreadable:
