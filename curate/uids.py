@@ -66,7 +66,8 @@ def _characters(uids: pa.Array, n: int) -> npt.NDArray[np.uint64]:
     import numpy as np
     import pyarrow as pa
 
-    plain = uids.cast(pa.large_string())
+    # a cast imports what pyarrow computes with, which takes longer than a small pool
+    plain = uids if uids.type == pa.large_string() else uids.cast(pa.large_string())
     _, offsets, data = plain.buffers()
     ends = np.frombuffer(offsets, dtype=np.int64)[plain.offset : plain.offset + n + 1]
     wrong = np.flatnonzero(np.diff(ends) != 32)
