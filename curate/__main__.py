@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from curate.cli import main
+from curate.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

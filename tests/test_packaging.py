@@ -103,7 +103,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"].replace(" ", "") == "<3.13,>=3.10"
     assert licences
-    assert "curate = curate.cli:main" in entry_points
+    assert "curate = curate.cli:program" in entry_points
     for name in NAMES:
         assert f"\n{name} = curate.filters.{name}:" in entry_points
 

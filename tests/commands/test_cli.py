@@ -90,8 +90,20 @@ def test_the_version_from_the_shell(how: list[str]) -> None:
     assert ran.stdout == package.__version__ + "\n"
 
 
+def test_what_others_want_done_at_the_end_is_done() -> None:
+    """The program ends without the interpreter's own end, but for this."""
+    code = "import atexit, sys; atexit.register(print, 'bye'); from curate.cli import program; program()"
+    good = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=False)
+    assert (good.returncode, good.stdout) == (0, package.__version__ + "\nbye\n")
+    bad = subprocess.run(
+        [sys.executable, "-c", code, "rules", "nosuch"], capture_output=True, text=True, check=False
+    )
+    assert (bad.returncode, bad.stdout) == (2, "bye\n")
+    assert "no rule 'nosuch'" in bad.stderr
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
-    command = f"{sys.executable} -c 'from curate.cli import main; main()' rules | head -n 1"
+    command = f"{sys.executable} -m curate rules | head -n 1"
     script = f"set -o pipefail; {command}"
     ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
