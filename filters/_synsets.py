@@ -148,13 +148,18 @@ def first_synset(file: File) -> Callable[[str], int]:
         raise InputError(str(file.path), what, hint=_HINT) from error
     endings = {part: reader.MORPHOLOGICAL_SUBSTITUTIONS[part] for part in _PARTS}
     inflected = {part: tuple(old for old, _ in found) for part, found in endings.items()}
+    every_ending = tuple({old for found in inflected.values() for old in found})
+    every_irregular = frozenset().union(*irregular.values())
     lemmas = frozenset(reader.all_lemma_names())
 
     def first(word: str) -> int:
         form = word.lower()
+        known = form in lemmas
+        if not (known or form in every_irregular or form.endswith(every_ending)):
+            return -1  # most tokens of the web
         for part in _PARTS:
-            if form not in lemmas and form not in irregular[part] and not form.endswith(inflected[part]):
-                continue  # most tokens of the web
+            if not (known or form in irregular[part] or form.endswith(inflected[part])):
+                continue
             found = reader.synsets(form, part)
             forms = [] if found or form in irregular[part] else [form]
             while forms and not found:
