@@ -6,12 +6,12 @@ import struct
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from curate import torch_file
+from curate import stored, torch_file
 from curate.errors import InputError
 
 _NPY, _ZIP, _PICKLE = b"\x93NUMPY", b"PK\x03\x04", b"\x80"
@@ -100,33 +100,30 @@ def _array(path: Path, begin: bytes) -> npt.NDArray[Any]:
 
 def _of_npz(path: Path, archive: zipfile.ZipFile) -> npt.NDArray[Any]:
     infos = {i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")}
-    heads = {name: _head(archive, info) for name, info in infos.items()}
-    name = _chosen(path, {n: (dtype, shape) for n, (shape, _, dtype, _) in heads.items()})
-    shape, fortran, dtype, begin = heads[name]
-    if infos[name].compress_type != zipfile.ZIP_STORED:
-        with archive.open(infos[name]) as stream:
+    info = infos[_chosen(path, {name: _head(archive, info) for name, info in infos.items()})]
+    if info.compress_type != zipfile.ZIP_STORED:
+        with archive.open(info) as stream:
             return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
-    raw = _stored(path, infos[name])[begin:]
-    return np.ndarray(shape, dtype, raw, order="F" if fortran else "C")
+    return stored.array(path, info)
 
 
-def _head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, order, type and first byte of an array in an npz."""
+def _head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape of an array in an npz."""
     with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-        return shape, fortran, dtype, stream.tell()
+        shape, _, dtype = stored.npy_header(stream)
+    return dtype, shape
 
 
 def _of_torch(path: Path, archive: zipfile.ZipFile) -> npt.NDArray[Any]:
-    def stored(name: str) -> npt.NDArray[np.uint8]:
+    def member(name: str) -> npt.NDArray[np.uint8]:
         info = archive.getinfo(name)
         if info.compress_type != zipfile.ZIP_STORED:
             return np.frombuffer(archive.read(info), np.uint8)
-        return _stored(path, info)
+        if info.file_size == 0:
+            return np.empty(0, np.uint8)
+        return np.memmap(path, np.uint8, "r", stored.begin(path, info), (info.file_size,))
 
-    saved = torch_file.load(path, archive, stored)
+    saved = torch_file.load(path, archive, member)
     if (alone := torch_file.array(saved)) is not None:
         return alone
     if not isinstance(saved, Mapping):
@@ -152,21 +149,3 @@ def _chosen(path: Path, found: Mapping[str, tuple[np.dtype[Any], Sequence[int]]]
 def _listed(names: Iterable[str]) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:8]) + (", ..." if len(ordered) > 8 else "") or "none"
-
-
-def _stored(path: Path, info: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
-    """The bytes of a member that is not compressed, mapped where they lie."""
-    with path.open("rb") as stream:
-        begin = _data_offset(stream, info)
-    if info.file_size == 0:
-        return np.empty(0, np.uint8)
-    return np.memmap(path, np.uint8, "r", begin, (info.file_size,))
-
-
-def _data_offset(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
-    """Where a member's data begins: behind its own header, whose length the directory does not tell."""
-    stream.seek(info.header_offset)
-    mark, name, extra = struct.unpack("<4s22xHH", stream.read(30))
-    if mark != _ZIP:
-        raise ValueError("the archive's directory does not point at its members")
-    return int(info.header_offset) + 30 + int(name) + int(extra)

@@ -28,7 +28,7 @@ FLOORS: Sequence[frozenset[str]] = (
     frozenset({"curate", "devices", "disk", "errors", "progress", "sink", "uids"})
     | {"baselines", "scales", "subset_layout"},
     frozenset({"engines", "receipts", "shards", "vectors", "captions", "models", "assets"})
-    | {"model_names", "preprocess", "decoding", "arrays", "torch_file"}
+    | {"model_names", "preprocess", "decoding", "arrays", "stored", "torch_file"}
     | {"uid_files", "uid_lists"},
     frozenset({"filter_api"}),
     frozenset({"recipe", "plugins", "runner", "pool", "fetch", "selection", "pixels"}),

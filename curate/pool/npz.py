@@ -10,15 +10,13 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from curate import stored
 from curate.errors import PartError
-
-_LOCAL = struct.Struct("<4s22xHH")
-"""A member's own header: its mark, and the lengths of the name and of the extra fields that follow it."""
 
 
 def names(path: Path) -> list[str]:
@@ -36,7 +34,7 @@ def member(path: Path, name: str) -> npt.NDArray[Any]:
         info = _info(archive, path, name)
         try:
             if info.compress_type == zipfile.ZIP_STORED:
-                return _mapped(path, info)
+                return stored.array(path, info)
             with archive.open(info) as stream:
                 return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
         # NotImplementedError, RuntimeError: zipfile's for a method that it has not, and for encryption
@@ -50,30 +48,6 @@ def _info(archive: zipfile.ZipFile, path: Path, name: str) -> zipfile.ZipInfo:
         if info.filename.removesuffix(".npy") == name:
             return info
     raise PartError(str(path), f"has no array {name!r} (found: {', '.join(names(path)) or 'none'})")
-
-
-def _mapped(path: Path, info: zipfile.ZipInfo) -> npt.NDArray[Any]:
-    """The array of a member that is stored as it is. Raises ValueError where its bytes are not all there."""
-    with path.open("rb") as stream:
-        stream.seek(info.header_offset)
-        mark, name_length, extra_length = _LOCAL.unpack(stream.read(_LOCAL.size))
-        if mark != b"PK\x03\x04":
-            raise ValueError("the directory of the archive does not point at it")
-        start = stream.seek(name_length + extra_length, 1)
-        shape, fortran, dtype = _header(stream)
-        begin = stream.tell()
-    if dtype.hasobject:
-        raise ValueError("Object arrays are not read")
-    wanted = begin - start + dtype.itemsize * int(np.prod(shape, dtype=object))
-    if wanted != info.file_size:
-        raise ValueError(f"it is cut short: its header promises {wanted:,} bytes, and {info.file_size:,} are there")
-    return np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=shape, order="F" if fortran else "C")
-
-
-def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(stream)
 
 
 def _opened(path: Path) -> zipfile.ZipFile:
