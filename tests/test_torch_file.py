@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from curate import arrays
-from curate.errors import InputError
+from tests.test_arrays import refused
 
 ROWS = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
 
@@ -34,14 +34,6 @@ def by_hand(path: Path, raw: bytes, **members: bytes) -> Path:
 def pickled(path: Path) -> bytes:
     with zipfile.ZipFile(path) as archive:
         return archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl")))
-
-
-def refused(path: Path, says: str) -> InputError:
-    with pytest.raises(InputError, match=says) as error:
-        arrays.vectors([path])
-    assert error.value.where == str(path)
-    assert error.value.exit_code == 2
-    return error.value
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import polars as pl
 
 from curate import uids
 from curate.filter_api import File, Need, chance
-from curate.pool import Part, reading
+from curate.pool import reading
 from curate.stages.samples import Mask, Samples
 
 Ask = Callable[[Sequence[str], Mask], None]
@@ -43,20 +43,9 @@ class PoolFigures:
         self.ask(value.meta.root_names(), self.mask)
         held = [
             column.to_numpy()[self.mask[self.samples.span(index)] & column.is_not_null().to_numpy()]
-            for index, column in enumerate(self._columns(value))
+            for index, column in enumerate(self.samples.column(self.needs, value))
         ]
         return np.concatenate(held) if held else np.empty(0)
-
-    def _columns(self, value: pl.Expr) -> Iterator[pl.Series]:
-        def prepare(_: int, part: Part) -> tuple[Part, pl.LazyFrame]:
-            return part, self.samples.frame(self.needs, part)
-
-        def work(found: tuple[Part, pl.LazyFrame]) -> pl.Series:
-            part, frame = found
-            with reading(frame, part):
-                return frame.select(value.alias("value")).collect()["value"]
-
-        return self.samples.over(prepare, work)
 
     def nth_largest(self, value: pl.Expr, n: int) -> float | None:
         values = self._values(value)
@@ -112,7 +101,7 @@ class PoolFigures:
         held = [
             self.samples.starts[index]
             + np.flatnonzero(self.mask[self.samples.span(index)] & column.fill_null(False).to_numpy())
-            for index, column in enumerate(self._columns(condition))
+            for index, column in enumerate(self.samples.column(self.needs, condition))
         ]
         return np.concatenate(held)
 

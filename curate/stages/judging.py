@@ -151,20 +151,11 @@ class _Asking:
         rows = self.decisions.left
         if not conditions:
             return rows
-        still = pl.all_horizontal([c.fill_null(True) for c in conditions]).alias("still")
+        still = pl.all_horizontal([c.fill_null(True) for c in conditions])
         # of scores that are yet to be computed nothing is read: what is there may be damaged, and is made again
         needs = [n for n in self.rule.needs if not (isinstance(n, Score) and n.scorer in self.open)]
-
-        def prepare(index: int, part: Part) -> tuple[Part, pl.LazyFrame]:
-            return part, samples.frame(needs, part)
-
-        def work(found: tuple[Part, pl.LazyFrame]) -> pl.Series:
-            part, frame = found
-            with reading(frame, part):
-                return frame.select(pl.int_range(pl.len()).alias("_row"), still).collect()["still"]
-
         with blamed(self.rule.name, InputError):
-            for index, answer in enumerate(samples.over(prepare, work)):
+            for index, answer in enumerate(samples.column(needs, still)):
                 rows[samples.span(index)] &= answer.to_numpy()
         return rows
 

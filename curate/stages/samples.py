@@ -18,7 +18,7 @@ import polars as pl
 from curate import devices, uids
 from curate.errors import InputError, PartError
 from curate.filter_api import Column, Need, Neighbours, Score, Scorer, Similarity, Vectors
-from curate.pool import FAILED, Part, Pool, vectors
+from curate.pool import FAILED, Part, Pool, reading, vectors
 from curate.pool.join import Join, Results
 from curate.pool.names import PUBLISHED
 from curate.stages import score
@@ -182,6 +182,20 @@ class Samples:
         with Ahead(len(self.parts), lambda i: prepare(i, self.parts[i]), work) as ahead:
             for index in range(len(self.parts)):
                 yield ahead[index]
+
+    def column(self, needs: Sequence[Need], value: pl.Expr) -> Iterator[pl.Series]:
+        """What an expression over `needs` gives for the samples of every part, in their order."""
+
+        def prepare(_: int, part: Part) -> tuple[Part, pl.LazyFrame]:
+            return part, self.frame(needs, part)
+
+        def work(found: tuple[Part, pl.LazyFrame]) -> pl.Series:
+            part, frame = found
+            with reading(frame, part):
+                # with a number for each row: an expression of constants alone would be one row
+                return frame.select(pl.int_range(pl.len()).alias("_row"), value.alias("value")).collect()["value"]
+
+        return self.over(prepare, work)
 
     # --- one rule's view of one part ----------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import pytest
 
 from curate.errors import PartError
 from curate.pool import npz
+from tests.pool import datacomp_folder
 
 IMAGE = np.arange(12, dtype=np.float16).reshape(4, 3)
 
@@ -54,29 +55,13 @@ def test_what_is_wrong_is_said(path: Path, tmp_path: Path) -> None:
         npz.member(tmp_path / "o.npz", "a")
 
 
-class Pipe(io.RawIOBase):
-    """A sink that cannot seek, as DataComp's npz were streamed to."""
-
-    def __init__(self) -> None:
-        self.held = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.held += bytes(data)
-        return len(data)
-
-
 def streamed(path: Path, rows: int) -> dict[str, np.ndarray[Any, Any]]:
     """An npz with DataComp's five arrays, written as theirs were; the arrays."""
     chance = np.random.default_rng(rows)
     widths = {"b32_img": 512, "b32_txt": 512, "l14_img": 768, "l14_txt": 768}
     arrays = {name: chance.random((rows, width)).astype(np.float16) for name, width in widths.items()}
     arrays["dedup"] = chance.random((rows, 256)).astype(np.float32)
-    sink = Pipe()
-    np.savez(sink, **arrays)  # type: ignore[arg-type]
-    path.write_bytes(sink.held)
+    datacomp_folder.streamed(path, arrays)
     return arrays
 
 
