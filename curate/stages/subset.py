@@ -24,7 +24,7 @@ from curate import disk, receipts, runner, scales, uid_lists
 from curate.errors import InputError, PartError
 from curate.pool import Pool, need_shards
 from curate.pool.adopt import adopt
-from curate.pool.layout import is_own
+from curate.pool.layout import Layout, is_own
 from curate.scales import Scale
 from curate.selection import Selection, check_fresh
 from curate.stages import blurring, copying, placing, resharding, shuffled
@@ -402,19 +402,28 @@ def not_all(missing: Mapping[str, int], out: Path) -> PartError | None:
 
 
 def _check_out(pool: Pool, out: Path) -> None:
-    where = str(out)
+    check_place(out, [pool.layout], "the pool")
+    if out.is_dir() and not _marked(out):
+        check_holds_no(out, [p.name for p in out.iterdir() if not p.name.startswith("subset.")])
+
+
+def check_place(out: Path, layouts: Sequence[Layout], whose: str, taken: Sequence[Path] = ()) -> None:
+    """Raise InputError for an `out` that is no folder, one of `taken`, or a folder of these pools."""
+    where, hint = str(out), "name another folder with --out"
     if out.exists() and not out.is_dir():
         raise InputError(where, "is not a folder", hint="name another one with --out")
-    if out.resolve() in (pool.layout.root.resolve(), pool.layout.work.resolve()):
-        raise InputError(where, "is the pool itself", hint="name another folder with --out")
-    if is_own(pool.layout, out):
-        raise InputError(where, "is among the pool's own folders", hint="name another folder with --out")
-    if not out.is_dir() or _marked(out):
-        return
-    others = sorted(p.name for p in out.iterdir() if not p.name.startswith("subset."))
+    if out.resolve() in {p.resolve() for p in (*taken, *(p for at in layouts for p in (at.root, at.work)))}:
+        raise InputError(where, f"is {whose} itself", hint=hint)
+    if any(is_own(at, out) for at in layouts):
+        raise InputError(where, f"is among {whose}'s own folders", hint=hint)
+
+
+def check_holds_no(out: Path, others: Sequence[str]) -> None:
+    """Raise InputError, naming them, where there are files in `out` that are not of an earlier subset."""
     if others:
-        listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        raise InputError(where, f"holds something else (found: {listed})", hint="name an empty folder with --out")
+        listed = ", ".join(sorted(others)[:5]) + (", ..." if len(others) > 5 else "")
+        hint = "name an empty folder with --out"
+        raise InputError(str(out), f"holds something else (found: {listed})", hint=hint)
 
 
 def _marked(out: Path) -> dict[str, Any]:

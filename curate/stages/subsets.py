@@ -24,7 +24,6 @@ from curate.errors import InputError, PartError, UnknownName
 from curate.pool import Pool
 from curate.pool.adopt import adopt
 from curate.pool.joint import JointPool
-from curate.pool.layout import is_own
 from curate.scales import Scale
 from curate.selection import Selection, check_fresh
 from curate.stages import placing, subset, subset_files
@@ -409,21 +408,14 @@ def _card(pool: JointPool, results: Results) -> str:
 
 
 def _check_out(pool: JointPool, out: Path) -> None:
-    where, hint = str(out), "name an empty folder with --out"
-    if out.exists() and not out.is_dir():
-        raise InputError(where, "is not a folder", hint="name another one with --out")
-    taken = {p.resolve() for m in pool.members.values() for p in (m.layout.root, m.layout.work)}
-    if out.resolve() in taken | {pool.layout.work.resolve()}:
-        raise InputError(where, "is a pool itself", hint="name another folder with --out")
-    if any(is_own(member.layout, out) for member in pool.members.values()):
-        raise InputError(where, "is among a pool's own folders", hint="name another folder with --out")
+    subset.check_place(out, [m.layout for m in pool.members.values()], "a pool", [pool.layout.work])
     if not out.is_dir():
         return
     ours = {*pool.members, MARK, "subsets.lock", "training.json", "missing.parquet", "README.md"}
     marked = (out / MARK).is_file()
-    others = sorted(p.name for p in out.iterdir() if p.name not in ours and not p.name.startswith(f"{MARK}."))
-    if not marked:
-        others = sorted(p.name for p in out.iterdir() if p.name != "subsets.lock")
-    if others:
-        listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        raise InputError(where, f"holds something else (found: {listed})", hint=hint)
+    there = [p.name for p in out.iterdir()]
+    if marked:
+        others = [name for name in there if name not in ours and not name.startswith(f"{MARK}.")]
+    else:
+        others = [name for name in there if name != "subsets.lock"]
+    subset.check_holds_no(out, others)
